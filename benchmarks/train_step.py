@@ -1,0 +1,77 @@
+"""Times the train step on synthetic arrays; needs no TensorFlow and no data.
+
+    python -m benchmarks.train_step --config=configs/cali_nce.py \
+      [--config.batch_size=32] [--steps=10]
+
+Prints the time to compile, the median time of a step, examples per second and
+what XLA says of the memory.
+"""
+
+import statistics
+import time
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from calince_jax import build, errors, sharding, train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
+STEPS = flags.DEFINE_integer("steps", 10, "timed steps")
+VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower")
+
+
+def main(argv: list[str]) -> None:
+  """Compiles, runs, prints."""
+  del argv
+  config = CONFIG.value.to_dict()
+  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  sharding.check_batch_size(config["batch_size"], mesh)
+  model = build.model_config(config, VOCABULARY.value).build()
+  tx, _ = build.optimizer(config)
+
+  def init():
+    return train_step.init_state(model, tx, config["seed"])
+
+  layout = sharding.shardings(
+    jax.eval_shape(init), mesh, config["sharding"]["rules"]
+  )
+  state = jax.jit(init, out_shardings=layout)()
+  batch = jax.device_put(
+    train_step.dummy_batch(model.config, config["batch_size"]),
+    sharding.batch_sharding(mesh),
+  )
+  step = jax.jit(
+    train_step.make_train_step(
+      model,
+      tx,
+      build.objective(config),
+      ema_decay=config["optimizer"]["ema_decay"],
+      seed=config["seed"],
+    ),
+    donate_argnums=0,
+    out_shardings=(layout, sharding.replicated(mesh)),
+  )
+  start = time.perf_counter()
+  compiled = step.lower(state, batch).compile()
+  print(f"compiled in {time.perf_counter() - start:.1f} s")
+  seconds = []
+  for _ in range(STEPS.value + 1):
+    start = time.perf_counter()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready(metrics)
+    seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds[1:])
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  memory = compiled.memory_analysis()
+  print(
+    f"{mesh.size} x {jax.devices()[0].device_kind},"
+    f" {parameters / 1e6:.1f} M parameters, batch {config['batch_size']}:"
+    f" {1e3 * median:.1f} ms a step, {config['batch_size'] / median:.0f}"
+    f" examples/s, loss {float(metrics['loss']):.3f}, temporary memory"
+    f" {memory.temp_size_in_bytes / 2**20:.0f} MiB a device"
+  )
+
+
+if __name__ == "__main__":
+  errors.run(main)

@@ -1,0 +1,155 @@
+"""From a configuration to plain arguments; only entry points import this."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from calince_jax import optimizer as optimizer_lib
+from calince_jax.data.sampling import Sampling
+from calince_jax.errors import UserError
+from calince_jax.losses.objective import Objective
+from calince_jax.models.cali_nce import ModelConfig
+
+
+def model_config(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+  """The shape of the model, from `config.model` and `config.data`."""
+  data = config["data"]
+  model = {**config["model"], "tubelet": tuple(config["model"]["tubelet"])}
+  return _checked(
+    "config.model",
+    lambda: _validated(
+      ModelConfig(
+        num_frames=data["num_frames"],
+        image_size=data["image_size"],
+        text_length=data["text_length"],
+        vocab_size=vocab_size,
+        **model,
+      )
+    ),
+  )
+
+
+def objective(config: Mapping[str, Any]) -> Objective:
+  """The mix of losses, from `config.objective`; shares become steps."""
+  fields = dict(config["objective"])
+  for name in ("warmup", "ramp"):
+    share = fields.pop(f"{name}_share")
+    fields[f"{name}_steps"] = round(share * config["total_steps"])
+  return _checked("config.objective", lambda: Objective(**fields))
+
+
+def sampling(config: Mapping[str, Any]) -> Sampling:
+  """How clips become arrays, from `config.data`."""
+  names = [field.name for field in dataclasses.fields(Sampling)]
+  fields = {name: config["data"][name] for name in names}
+  return _checked("config.data", lambda: Sampling(**fields))
+
+
+def optimizer(
+  config: Mapping[str, Any],
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimizer and its learning rate, from `config.optimizer`."""
+  fields = dict(config["optimizer"])
+  del fields["ema_decay"]  # the training step's
+  schedule = _checked(
+    "config.optimizer",
+    lambda: optimizer_lib.learning_rate_schedule(
+      fields.pop("learning_rate"),
+      config["total_steps"],
+      round(fields.pop("warmup_share") * config["total_steps"]),
+    ),
+  )
+  return optimizer_lib.make_optimizer(schedule, **fields), schedule
+
+
+AT_LEAST_ONE = (
+  "batch_size",
+  "total_steps",
+  "log_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "max_bad_steps",
+)
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+  """UserError where a count of the run is less than 1."""
+  for name in AT_LEAST_ONE:
+    if config[name] < 1:
+      raise UserError(f"config.{name}={config[name]} must be at least 1")
+
+
+def data_mix(config: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+  """The folders and weights of `config.data`.
+
+  Raises:
+    UserError: there is no folder, or there are other than as many weights.
+  """
+  folders = [f for f in config["data"]["datasets"].split(",") if f]
+  if not folders:
+    raise UserError(
+      "no data: name a prepared folder with --config.data.datasets=DIR"
+    )
+  try:
+    weights = [float(w) for w in str(config["data"]["weights"]).split(",")]
+  except ValueError as error:
+    raise UserError(f"config.data.weights: {error}") from error
+  if len(weights) != len(folders):
+    raise UserError(
+      f"config.data.weights has {len(weights)} weights for {len(folders)}"
+      " data sets"
+    )
+  return folders, weights
+
+
+def common_tokenizer(folders: Sequence[str]) -> Path:
+  """The tokenizer file of the folders; UserError where they differ."""
+  paths = [Path(folder) / "tokenizer.model" for folder in folders]
+  contents = {path.read_bytes() for path in paths}
+  if len(contents) > 1:
+    raise UserError(
+      f"{', '.join(folders)} have different tokenizers; prepare the others"
+      f" with --tokenizer={paths[0]}"
+    )
+  return paths[0]
+
+
+def _validated(model: ModelConfig) -> ModelConfig:
+  model.build()
+  t, p = model.tubelet
+  if model.num_frames % t or model.image_size % p:
+    raise ValueError(
+      f"num_frames={model.num_frames} and image_size={model.image_size} cannot"
+      f" be cut into tubelets of {t} frames of {p} x {p} pixels"
+    )
+  return model
+
+
+def _checked(where, make):
+  """`make()`; what is wrong with a value is said with its place."""
+  try:
+    return make()
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{where}: {error}") from error
+
+
+def as_dict(model: ModelConfig) -> dict[str, Any]:
+  """For a JSON file; `model_from_dict` is the way back."""
+  return dataclasses.asdict(model)
+
+
+def model_from_dict(fields: Mapping[str, Any]) -> ModelConfig:
+  """Strict: unknown and missing fields are a UserError."""
+  known = {field.name for field in dataclasses.fields(ModelConfig)}
+  if set(fields) != known:
+    wrong = sorted(set(fields) ^ known)
+    raise UserError(f"config.json: unknown or missing model fields {wrong}")
+  return _checked(
+    "config.json",
+    lambda: _validated(
+      ModelConfig(**{**fields, "tubelet": tuple(fields["tubelet"])})
+    ),
+  )

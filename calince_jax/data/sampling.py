@@ -1,0 +1,166 @@
+"""What a position in the run means: record, caption, frames and crop.
+
+A sample is an address. The position p, counted over the whole run and over
+all hosts, decides with the seed everything about the sample, so that the step
+number is the whole state of the data: step s of a run with batch size B holds
+the positions [s B, (s + 1) B), on any number of hosts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+FRAME_SAMPLINGS = ("uniform", "window")
+MIX_SLOTS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a clip becomes an array [num_frames, image_size, image_size, 3].
+
+  Attributes:
+    num_frames: T.
+    image_size: pixels.
+    frames: `uniform`, one frame from each of T equal parts of the clip; or
+      `window`, every `frame_stride`-th stored frame from a random start (a
+      clip that is too short for it is sampled uniformly).
+    frame_stride: of `window`.
+    min_crop_area: a training crop holds at least this share of the picture;
+      1.0 takes the largest square in the middle.
+    flip: mirror half of the training clips; wrong for captions that say left
+      and right.
+  """
+
+  num_frames: int
+  image_size: int
+  frames: str = "uniform"
+  frame_stride: int = 1
+  min_crop_area: float = 0.5
+  flip: bool = False
+
+  def __post_init__(self):
+    if self.frames not in FRAME_SAMPLINGS:
+      raise ValueError(
+        f"frames={self.frames!r} is unknown; choose one of"
+        f" {list(FRAME_SAMPLINGS)}"
+      )
+    if not 0 < self.min_crop_area <= 1:
+      raise ValueError(f"min_crop_area={self.min_crop_area} must be in (0, 1]")
+    for name in ("num_frames", "image_size", "frame_stride"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+
+class Mix:
+  """Which data set each position reads, by weight, in a fixed pattern.
+
+  The pattern of at most MIX_SLOTS positions is repeated; a data set's turns
+  are spread evenly over it. So its q-th turn can be told from p alone.
+  """
+
+  def __init__(self, weights: Sequence[float]):
+    """`weights`: one for each data set, positive, of any sum.
+
+    Raises:
+      ValueError: a weight is not positive, or too small for the pattern.
+    """
+    weights = np.asarray(weights, np.float64)
+    if not len(weights) or not (weights > 0).all():
+      raise ValueError(f"the weights of a mix must be positive: {weights}")
+    slots = 1 if len(weights) == 1 else MIX_SLOTS
+    share = weights / weights.sum() * slots
+    counts = np.floor(share).astype(np.int64)
+    largest_remainders = np.argsort(counts - share, kind="stable")
+    counts[largest_remainders[: slots - counts.sum()]] += 1
+    if not counts.all():
+      raise ValueError(f"a weight in {weights} is below 1/{slots} of their sum")
+    turns = [
+      ((j + 0.5) / count, d, j)
+      for d, count in enumerate(counts)
+      for j in range(count)
+    ]
+    self.counts = counts
+    self.dataset = np.array([d for _, d, _ in sorted(turns)], np.int64)
+    self.turn = np.array([j for _, _, j in sorted(turns)], np.int64)
+
+  def __call__(self, p: int) -> tuple[int, int]:
+    """The data set that position p reads, and how often it was read before."""
+    block, slot = divmod(p, len(self.dataset))
+    d = self.dataset[slot]
+    return int(d), int(block * self.counts[d] + self.turn[slot])
+
+
+def generator(seed: int, position: int) -> np.random.Generator:
+  """The randomness of one sample: a counter-based stream of its own."""
+  return np.random.Generator(np.random.Philox(key=[seed, position]))
+
+
+def sample_frames(
+  sampling: Sampling, available: int, rng: np.random.Generator | None
+) -> np.ndarray:
+  """The indices of the T frames to decode, int64 [T], not decreasing.
+
+  Args:
+    sampling: see Sampling.
+    available: the number of stored frames, at least 1.
+    rng: None for the middle of what training samples from.
+  """
+  T = sampling.num_frames
+  span = (T - 1) * sampling.frame_stride + 1
+  if sampling.frames == "window" and available >= span:
+    last = available - span
+    start = last // 2 if rng is None else rng.integers(last + 1)
+    return start + sampling.frame_stride * np.arange(T)
+  place = np.full(T, 0.5) if rng is None else rng.random(T)
+  return np.minimum(
+    ((np.arange(T) + place) * available / T).astype(np.int64), available - 1
+  )
+
+
+def sample_crop(
+  sampling: Sampling, width: int, height: int, rng: np.random.Generator | None
+) -> np.ndarray:
+  """The box to decode, int32 [y, x, height, width].
+
+  With `rng`, a box of a random area and of an aspect ratio in [3/4, 4/3]
+  (Szegedy et al., 2015); without, or with min_crop_area = 1, the largest
+  square in the middle.
+  """
+  if rng is not None and sampling.min_crop_area < 1:
+    for _ in range(10):
+      area = rng.uniform(sampling.min_crop_area, 1.0) * width * height
+      aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+      w = round(np.sqrt(area * aspect))
+      h = round(np.sqrt(area / aspect))
+      if 1 <= w <= width and 1 <= h <= height:
+        y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        return np.array([y, x, h, w], np.int32)
+  side = min(width, height)
+  y, x = (height - side) // 2, (width - side) // 2
+  return np.array([y, x, side, side], np.int32)
+
+
+def view_frames(
+  sampling: Sampling, available: int, clip: int, num_clips: int
+) -> np.ndarray:
+  """The frames of test view `clip` of `num_clips`, spread over the video."""
+  if num_clips == 1:
+    return sample_frames(sampling, available, None)
+  span = (sampling.num_frames - 1) * sampling.frame_stride + 1
+  if sampling.frames == "window" and available >= span:
+    start = round(clip * (available - span) / (num_clips - 1))
+    return start + sampling.frame_stride * np.arange(sampling.num_frames)
+  T = sampling.num_frames
+  place = (clip + 0.5) / num_clips
+  return np.minimum(
+    ((np.arange(T) + place) * available / T).astype(np.int64), available - 1
+  )
+
+
+def view_crop(width: int, height: int, crop: int, num_crops: int) -> np.ndarray:
+  """Test crop `crop` of `num_crops` squares along the longer side."""
+  side = min(width, height)
+  place = 0.5 if num_crops == 1 else crop / (num_crops - 1)
+  y, x = round(place * (height - side)), round(place * (width - side))
+  return np.array([y, x, side, side], np.int32)

@@ -1,0 +1,141 @@
+"""Captions to token ids and back: SentencePiece, trained by prepare."""
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+from calince_jax.errors import UserError
+
+PAD, UNK, BOS, EOS, MASK = range(5)
+MASK_PIECE = "[MASK]"
+MAX_TRAINING_TEXTS = 1_000_000
+
+
+def train_tokenizer(
+  texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int = 8000
+) -> None:
+  """Trains a unigram model on captions and writes it, whole or not at all.
+
+  The same texts give the same bytes. Text is lower-cased and normalised
+  (nmt_nfkc_cf). Of more than MAX_TRAINING_TEXTS texts every k-th is used.
+
+  Args:
+    texts: captions.
+    path: of the model file to write.
+    vocab_size: upper bound of the number of pieces; few captions give fewer.
+
+  Raises:
+    UserError: there is no text to learn from, or vocab_size is too small.
+  """
+  texts = [" ".join(text.split()) for text in texts]
+  texts = texts[:: 1 + len(texts) // MAX_TRAINING_TEXTS]
+  if not any(texts):
+    raise UserError("there are no captions to train the tokenizer on")
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      model_type="unigram",
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      max_sentence_length=65536,  # bytes; longer texts are left out
+      normalization_rule_name="nmt_nfkc_cf",
+      pad_id=PAD,
+      unk_id=UNK,
+      bos_id=BOS,
+      eos_id=EOS,
+      user_defined_symbols=[MASK_PIECE],
+      num_threads=1,  # more threads give other bytes
+      minloglevel=2,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).rpartition("]")[2].strip() or "it is too small"
+    raise UserError(
+      f"the tokenizer cannot be trained on {len(texts)} captions with "
+      f"vocab_size={vocab_size}: {reason}"
+    ) from None
+  path = pathlib.Path(path)
+  partial = path.with_name(path.name + ".partial")
+  partial.write_bytes(model.getvalue())
+  os.replace(partial, path)
+
+
+class Tokenizer:
+  """Encodes captions with a trained model; safe to call from threads.
+
+  Attributes:
+    vocab_size: the number of pieces, the special ones PAD, UNK, BOS, EOS and
+      MASK (ids 0 to 4) included.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Loads a model.
+
+    Raises:
+      UserError: no such file, not a SentencePiece model, or one whose special
+        pieces have other ids.
+    """
+    try:
+      data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+      raise UserError(
+        f"the tokenizer {path} cannot be read: {error.strerror}"
+      ) from None
+    self._model = sentencepiece.SentencePieceProcessor()
+    try:
+      self._model.LoadFromSerializedProto(data)
+      special = [self._model.id_to_piece(i) for i in range(MASK + 1)]
+    except (RuntimeError, IndexError):
+      raise UserError(f"{path} is not a SentencePiece model") from None
+    ids = (self._model.pad_id(), self._model.unk_id())
+    ids += (self._model.bos_id(), self._model.eos_id())
+    if ids != (PAD, UNK, BOS, EOS) or special[MASK] != MASK_PIECE:
+      raise UserError(
+        f"{path} begins with the pieces {special}; needed are padding, "
+        f"unknown, begin, end and {MASK_PIECE}, as train_tokenizer writes them"
+      )
+    self.vocab_size = self._model.vocab_size()
+
+  def encode(
+    self, texts: Sequence[str], length: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes captions as BOS pieces EOS PAD ...
+
+    Too long ones are cut and keep their EOS. A caption that spells the mask
+    piece gets UNK there: only an objective masks.
+
+    Args:
+      texts: N captions.
+      length: L, at least 2.
+
+    Returns:
+      ids int32 [N, L]; mask bool [N, L], True where real (BOS and EOS too).
+
+    Raises:
+      UserError: a text is empty or white space.
+    """
+    if length < 2:
+      raise ValueError(f"length {length}; BOS and EOS alone need 2")
+    for n, text in enumerate(texts):
+      if not text.strip():
+        raise UserError(f"text {n} of {len(texts)} is empty")
+    ids = np.full((len(texts), length), PAD, np.int32)
+    mask = np.zeros((len(texts), length), bool)
+    for n, pieces in enumerate(self._model.encode(list(texts), out_type=int)):
+      row = [BOS, *pieces[: length - 2], EOS]
+      ids[n, : len(row)] = [UNK if i == MASK else i for i in row]
+      mask[n, : len(row)] = True
+    return ids, mask
+
+  def decode(self, ids: np.ndarray) -> list[str]:
+    """Decodes ids, int [N, L], to N texts without PAD, BOS and EOS."""
+    silent = (PAD, BOS, EOS)
+    rows = np.asarray(ids).tolist()
+    return [
+      self._model.decode([i for i in row if i not in silent]) for row in rows
+    ]

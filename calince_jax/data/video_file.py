@@ -1,0 +1,186 @@
+"""Opens untrusted video files, and says in plain words why one cannot be used.
+
+Formats that name other files, devices or addresses (playlists) are refused, and
+so are frames of more than MAX_PIXELS.
+"""
+
+import errno
+import io
+import os
+from typing import Any
+
+import av
+from av.stream import Disposition
+
+MAX_PIXELS = 36_000_000  # a little more than 8K
+
+# Demuxers that open further files or devices, or that read any text as video.
+_REFUSED_FORMATS = {
+  "alsa", "ass", "concat", "dash", "data", "fbdev", "ffmetadata", "hls",
+  "image2", "imf", "kmsgrab", "lavfi", "oss", "rtp", "rtsp", "sap", "sdp",
+  "tty", "v4l2", "video4linux2", "vobsub", "x11grab",
+}  # fmt: skip
+_FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"sidx")
+_ALLOWED_FORMATS = ",".join(
+  sorted(
+    name
+    for name in av.formats_available
+    if not _REFUSED_FORMATS & set(name.split(","))
+  )
+)
+
+
+class ClipError(Exception):
+  """Why a clip cannot be used; the fields are those of a ledger row."""
+
+  def __init__(self, what: str, why: str, what_to_do: str):
+    super().__init__(what, why, what_to_do)
+    self.what, self.why, self.what_to_do = what, why, what_to_do
+
+
+def check_file(path: str) -> None:
+  try:
+    size = os.path.getsize(path)
+  except OSError as error:
+    raise ClipError(
+      "no such file", f"it cannot be read: {error.strerror}", "check the file"
+    ) from None
+  if size == 0:
+    raise ClipError("empty file", "the file has 0 bytes", "download it again")
+
+
+def open_video(path: str) -> Any:
+  """Returns an open av container."""
+  try:
+    return av.open(
+      path,
+      container_options={
+        "format_whitelist": _ALLOWED_FORMATS,
+        "protocol_whitelist": "file",
+      },
+      options={"max_pixels": str(MAX_PIXELS)},
+      metadata_errors="replace",
+    )
+  except (av.error.FFmpegError, ValueError, UnicodeError) as error:
+    raise _explain_unopened(path, error) from None
+
+
+def _explain_unopened(path: str, error: Exception) -> ClipError:
+  if lacks_memory(error):
+    return out_of_memory()
+  try:
+    with open(path, "rb") as file:
+      head = file.read(512)
+      is_mp4 = head[4:8] in _FIRST_BOXES
+      fault = _mp4_fault(file) if is_mp4 else None
+  except OSError as failure:
+    return ClipError(
+      "no such file", f"it cannot be read: {failure.strerror}", "check the file"
+    )
+  if fault is not None:
+    return fault
+  if b"<html" in head.lower() or b"<!doctype" in head.lower():
+    return ClipError(
+      "not a video",
+      "it is a web page under a video's name",
+      "download it again; the server may ask for a log-in",
+    )
+  if head.startswith(b"#EXTM3U"):
+    return ClipError(
+      "not a video",
+      "it is a playlist that names other files",
+      "download the video itself",
+    )
+  return ClipError(
+    "not a video",
+    f"it is no video file that FFmpeg knows, or its beginning is damaged "
+    f"({message(error)})",
+    "check that it plays; download or re-encode it",
+  )
+
+
+def _mp4_fault(file: io.BufferedReader) -> ClipError:
+  """Follows the boxes of an mp4 file that does not open."""
+  length = file.seek(0, os.SEEK_END)
+  names, position, size = set(), 0, 8
+  while position < length and size >= 8 and len(names) < 64:
+    file.seek(position)
+    header = file.read(16)
+    size = int.from_bytes(header[:4], "big")
+    if size == 1:  # the size follows, in 8 bytes
+      size = int.from_bytes(header[8:16], "big")
+    if size == 0:  # to the end of the file
+      size = length - position
+    names.add(header[4:8])
+    position += size
+  if not names & {b"moov", b"moof"} and position >= length:
+    return ClipError(
+      "cut off",
+      "the index (the moov box) of this mp4 file is missing: it was cut off "
+      "while it was downloaded or recorded",
+      "download it again",
+    )
+  return ClipError(
+    "damaged",
+    "it is an mp4 file whose index cannot be read: it is damaged, encrypted, "
+    "or one piece of a stream",
+    "check that it plays; download it again, join it with its other pieces, "
+    "or re-encode it",
+  )
+
+
+def video_stream(container: Any) -> Any:
+  """Returns the stream to decode; cover art is not a video."""
+  cover = Disposition.attached_pic | Disposition.timed_thumbnails
+  streams = [s for s in container.streams.video if not s.disposition & cover]
+  best = container.streams.best("video")
+  if not streams:
+    kinds = sorted({stream.type or "unknown" for stream in container.streams})
+    raise ClipError(
+      "no video stream",
+      f"the file holds only {' and '.join(kinds) or 'nothing'}"
+      + (" (a cover picture)" if "video" in kinds else ""),
+      "check that it is the right file; remove the row",
+    )
+  stream = best if best in streams else streams[0]
+  context = stream.codec_context
+  if context is None:
+    raise ClipError(
+      "unknown codec",
+      "FFmpeg has no decoder for its video stream",
+      "re-encode it as H.264",
+    )
+  check_pixels(context.width, context.height)
+  context.thread_type = "NONE"  # one process a core is faster
+  context.options = {"max_pixels": str(MAX_PIXELS)}
+  return stream
+
+
+def check_pixels(width: int, height: int) -> None:
+  if width * height > MAX_PIXELS:
+    raise ClipError(
+      "too large",
+      f"a frame has {width}x{height} pixels, more than {MAX_PIXELS:,}",
+      "re-encode it in a smaller size",
+    )
+
+
+def lacks_memory(error: BaseException) -> bool:
+  """Whether the system refused memory (or a thread, for want of it)."""
+  refused = (errno.ENOMEM, errno.EAGAIN)
+  return isinstance(error, MemoryError) or (
+    isinstance(error, OSError) and error.errno in refused
+  )
+
+
+def out_of_memory() -> ClipError:
+  return ClipError(
+    "too much memory",
+    "decoding it needs more memory than allowed",
+    "raise --memory_limit_mb, or re-encode it in a smaller size",
+  )
+
+
+def message(error: BaseException) -> str:
+  """FFmpeg's own words, without number and path."""
+  return getattr(error, "strerror", None) or str(error) or type(error).__name__

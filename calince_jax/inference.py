@@ -1,0 +1,238 @@
+"""A trained model to use: encode videos and texts, score pairs.
+
+model = calince_jax.load("DIR")              # what export wrote
+v = model.encode_video(clips)                # uint8 [B, T, H, W, 3]
+t = model.encode_text(["a dog runs", ...])
+v @ t.T                                      # similarities
+model.score(clips, texts)                    # does text i fit clip i?
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from calince_jax import build
+from calince_jax.data.sampling import Sampling, sample_crop, sample_frames
+from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.errors import UserError
+from calince_jax.losses import calibration
+from calince_jax.models.cali_nce import ModelConfig
+from calince_jax.sharding import path_name
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.model"
+
+
+class VideoTextModel:
+  """Two encoders and the correspondence score; numpy in, numpy out.
+
+  Attributes:
+    config: the ModelConfig.
+    calibration: {"trained": bool, "num_negatives": K, "noise_rate": eta}, what
+      turns the head's logit into a probability.
+    video_outputs, text_outputs, pair_logits: the jitted methods of the model
+      (models/cali_nce.py) on arrays of its own shapes.
+    logit_scale: the learned inverse temperature.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    calibration: dict[str, Any],
+    sampling: Sampling,
+  ):
+    """Use `load`, or evaluate's way from a run's folder.
+
+    Args:
+      config: the shape of the model.
+      params: the parameter tree.
+      tokenizer: of the captions.
+      calibration: see the class.
+      sampling: how clips of other sizes and lengths are brought into shape.
+    """
+    self.config, self.calibration = config, calibration
+    self.params, self._tokenizer, self._sampling = params, tokenizer, sampling
+    model = config.build()
+
+    def run(method):
+      def apply(params, *args):
+        return model.apply({"params": params}, *args, method=method)
+
+      return jax.jit(apply)
+
+    self.video_outputs = functools.partial(run(model.encode_video), self.params)
+    self.text_outputs = functools.partial(run(model.encode_text), self.params)
+    self.pair_logits = functools.partial(run(model.correspondence), self.params)
+    self.logit_scale = float(run(model.logit_scale)(self.params))
+
+  def encode_video(self, video: np.ndarray) -> np.ndarray:
+    """float32 [B, D], L2-normalised, from uint8 [B, T, H, W, 3].
+
+    Clips of another length or size than the model's are sampled uniformly in
+    time, cut to the square in the middle, and resized.
+
+    Raises:
+      UserError: not uint8 [B, T, H, W, 3].
+    """
+    return np.asarray(self._encode_video(video)["embedding"])
+
+  def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    """float32 [B, D], L2-normalised, of B texts; UserError on an empty one."""
+    return np.asarray(self._encode_text(texts)["embedding"])
+
+  def logits(self, video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The correspondence head's logit of each pair, float32 [B].
+
+    Raises:
+      UserError: there are other than as many texts as clips, or the model was
+        trained without the head.
+    """
+    if not self.calibration["trained"]:
+      raise UserError(
+        "this model was trained without a correspondence head;"
+        " compare encode_video and encode_text"
+      )
+    if len(video) != len(texts):
+      raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
+    outputs = self._encode_video(video), self._encode_text(texts)
+    return np.asarray(self.pair_logits(*outputs))
+
+  def score(self, video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The correspondence score s(v_i, t_i) in (0, 1), float32 [B]."""
+    return np.asarray(jax.nn.sigmoid(self.logits(video, texts)))
+
+  def confidence(self, video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """P(text i belongs to clip i), were it a pair of training data: [B]."""
+    return posterior(self.logits(video, texts), self.calibration)
+
+  def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 ids and bool mask [B, L]."""
+    if isinstance(texts, str):
+      raise UserError("texts must be a list of str, not one str")
+    return self._tokenizer.encode(texts, self.config.text_length)
+
+  def _encode_text(self, texts):
+    return self.text_outputs(*self.tokenize(texts))
+
+  def _encode_video(self, video):
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+      raise UserError(
+        "video must be uint8 [B, T, H, W, 3], not"
+        f" {video.dtype} {list(video.shape)}"
+      )
+    return self.video_outputs(self._fit(video))
+
+  def _fit(self, video):
+    _, T, H, W, _ = video.shape
+    frames = sample_frames(self._sampling, T, None)
+    y, x, h, w = sample_crop(self._sampling, W, H, None)
+    video = video[:, frames, y : y + h, x : x + w]
+    S = self.config.image_size
+    if (h, w) == (S, S):
+      return jnp.asarray(video)
+    shape = (*video.shape[:2], S, S, 3)
+    video = jax.image.resize(video.astype(jnp.float32), shape, "linear")
+    return jnp.round(video.clip(0, 255)).astype(jnp.uint8)
+
+
+def posterior(logits: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+  """P(clean | v, t) of the head's logits, see losses/calibration.py."""
+  return np.asarray(
+    calibration.posterior(
+      jnp.asarray(logits), settings["noise_rate"], settings["num_negatives"]
+    )
+  )
+
+
+def flatten(params: Any) -> dict[str, np.ndarray]:
+  """A parameter tree as {path: array}, as safetensors wants it."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def load(directory: str | Path) -> VideoTextModel:
+  """Loads what `python -m calince_jax.export` wrote.
+
+  Raises:
+    UserError: a file is missing or damaged, or the weights are not exactly
+      those of the model that config.json describes.
+  """
+  folder = Path(directory)
+  for name in (CONFIG, WEIGHTS, TOKENIZER):
+    if not (folder / name).is_file():
+      raise UserError(f"{folder} is not an exported model: {name} is missing")
+  try:
+    document = json.loads((folder / CONFIG).read_text())
+    version = document["format_version"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{folder / CONFIG} is damaged: {error!r}") from error
+  if version != FORMAT_VERSION:
+    raise UserError(
+      f"{folder} is of format {version}; this calince_jax reads format"
+      f" {FORMAT_VERSION}"
+    )
+  missing = {"model", "calibration", "preprocessing"} - set(document)
+  if missing:
+    raise UserError(f"{folder / CONFIG} lacks {sorted(missing)}")
+  config = build.model_from_dict(document["model"])
+  try:
+    flat = load_file(folder / WEIGHTS)
+  except Exception as error:  # safetensors raises a class of its own
+    raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+  return VideoTextModel(
+    config,
+    strict_params(config, flat, str(folder / WEIGHTS)),
+    Tokenizer(folder / TOKENIZER),
+    document["calibration"],
+    build.sampling({"data": document["preprocessing"]}),
+  )
+
+
+def strict_params(
+  config: ModelConfig, flat: dict[str, np.ndarray], where: str
+) -> Any:
+  """The parameter tree of `flat`, which must fit the model exactly.
+
+  Raises:
+    UserError: lists the missing, unexpected and misshapen parameters.
+  """
+  from calince_jax.train_step import init_params
+
+  expected = jax.eval_shape(
+    functools.partial(init_params, config.build(), seed=0)
+  )
+  shapes = {
+    path_name(path): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+  }
+  problems = {
+    "missing": sorted(shapes.keys() - flat.keys()),
+    "unexpected": sorted(flat.keys() - shapes.keys()),
+    "misshapen": [
+      f"{name} {flat[name].shape}, not {shape}"
+      for name, shape in shapes.items()
+      if name in flat and flat[name].shape != shape
+    ],
+  }
+  if any(problems.values()):
+    said = [
+      f"{len(names)} {kind}: {', '.join(names[:5])}"
+      for kind, names in problems.items()
+      if names
+    ]
+    raise UserError(f"{where} does not fit the model: {'; '.join(said)}")
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: jnp.asarray(flat[path_name(path)]), expected
+  )

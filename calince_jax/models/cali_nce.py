@@ -1,0 +1,271 @@
+"""The video-text model: two towers, their projections, and two heads.
+
+video --> VideoViT --------> feature --> projection --> video [B, D]
+              tokens ----+                                 |
+                         |              correspondence head g(v, t)
+text ---> TextTransformer|--> feature --> projection --> text [B, D]
+                         |
+                         +--> predictive head (3 tasks)
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from calince_jax.models import heads, transformer
+from calince_jax.models.text import TextTransformer
+from calince_jax.models.video_vit import VideoViT
+
+# ln 100: the temperature may not fall below 0.01 (CLIP).
+MAX_LOG_LOGIT_SCALE = 4.6051702
+PREDICTIVE_TASKS = ("masked_text", "caption", "latent")
+NUM_SPECIAL_IDS = 4  # PAD, UNK, BOS, EOS; see data/tokenizer.py
+UNK_ID, MASK_ID = 1, 4
+LATENT_LOGIT_SCALE = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The shape of a model; configs/base.py documents each."""
+
+  num_frames: int
+  image_size: int
+  vocab_size: int
+  text_length: int
+  video_size: str = "S"
+  text_size: str = "S"
+  temporal_depth: int = 4
+  tubelet: tuple[int, int] = (2, 16)
+  pooling: str = "map"
+  embedding_dim: int = 256
+  dropout: float = 0.0
+  dtype: str = "bfloat16"
+  scan: bool = True
+  remat: str = "none"
+  logit_scale: float = 14.3
+  head: str = "mlp"
+  head_hidden: int = 128
+  head_detached: bool = False
+  predictive_task: str = "masked_text"
+  predictive_depth: int = 2
+  mask_rate: float = 0.3
+
+  def build(self) -> "CaliNCE":
+    """The module; ValueError names an unknown choice."""
+    choices = (
+      ("predictive_task", self.predictive_task, PREDICTIVE_TASKS),
+      ("head", self.head, heads.HEADS),
+      ("pooling", self.pooling, transformer.POOLINGS),
+      ("remat", self.remat, transformer.REMAT),
+      ("video_size", self.video_size, transformer.SIZES),
+      ("text_size", self.text_size, transformer.SIZES),
+      ("dtype", self.dtype, ("float32", "bfloat16")),
+    )
+    for name, value, known in choices:
+      if value not in known:
+        raise ValueError(
+          f"{name}={value!r} is unknown; choose one of {list(known)}"
+        )
+    if self.predictive_task == "latent" and self.num_frames % 2:
+      raise ValueError(
+        f"predictive_task='latent' halves a clip; num_frames="
+        f"{self.num_frames} is odd"
+      )
+    return CaliNCE(self)
+
+
+def _unit(x):
+  """L2-normalised over the last axis, float32; 0 stays 0, without NaN."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
+
+
+class CaliNCE(nn.Module):
+  """See the picture at the top of this file."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    shared = {
+      "pooling": c.pooling,
+      "dropout": c.dropout,
+      "dtype": dtype,
+      "scan": c.scan,
+      "remat": c.remat,
+    }
+    self.video_encoder = VideoViT(
+      size=c.video_size,
+      temporal_depth=c.temporal_depth,
+      tubelet=tuple(c.tubelet),
+      **shared,
+    )
+    self.text_encoder = TextTransformer(
+      size=c.text_size,
+      vocab_size=c.vocab_size,
+      max_length=c.text_length,
+      **shared,
+    )
+    self.video_projection = nn.Dense(c.embedding_dim, use_bias=False)
+    self.text_projection = nn.Dense(c.embedding_dim, use_bias=False)
+    self.log_logit_scale = self.param(
+      "log_logit_scale",
+      lambda key: jnp.log(jnp.asarray(c.logit_scale, jnp.float32)),
+    )
+    self.correspondence_head = heads.CorrespondenceHead(
+      kind=c.head,
+      hidden=c.head_hidden,
+      num_heads=transformer.size(c.text_size).num_heads,
+      dtype=dtype,
+    )
+    if c.predictive_task == "latent":
+      self.latent_predictor = transformer.MLP(2 * c.embedding_dim)
+    else:
+      self.predictive_decoder = heads.PredictiveDecoder(
+        depth=c.predictive_depth,
+        num_heads=transformer.size(c.text_size).num_heads,
+        causal=c.predictive_task == "caption",
+        dtype=dtype,
+      )
+
+  def encode_video(
+    self, video: jax.Array, *, deterministic: bool = True
+  ) -> dict[str, jax.Array]:
+    """uint8 [B, T, H, W, 3] -> `embedding` [B, D], `feature`, `tokens`.
+
+    All float32; the embedding is L2-normalised.
+    """
+    feature, tokens = self.video_encoder(video, deterministic=deterministic)
+    return {
+      "embedding": _unit(self.video_projection(feature)),
+      "feature": feature,
+      "tokens": tokens,
+    }
+
+  def encode_text(
+    self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
+  ) -> dict[str, jax.Array]:
+    """int32, bool [B, L] -> `embedding` [B, D], `feature`, `tokens`, `mask`."""
+    feature, tokens = self.text_encoder(ids, mask, deterministic=deterministic)
+    return {
+      "embedding": _unit(self.text_projection(feature)),
+      "feature": feature,
+      "tokens": tokens,
+      "mask": mask,
+    }
+
+  def correspondence(
+    self, video: dict[str, jax.Array], text: dict[str, jax.Array]
+  ) -> jax.Array:
+    """g(v_i, t_i), float32 [B], of what the two encoders returned."""
+    if self.config.head_detached:
+      video, text = jax.lax.stop_gradient((video, text))
+    return self.correspondence_head(video, text)
+
+  def logit_scale(self) -> jax.Array:
+    """float32 [], at most 100."""
+    return jnp.exp(jnp.minimum(self.log_logit_scale, MAX_LOG_LOGIT_SCALE))
+
+  def __call__(
+    self,
+    batch: dict[str, jax.Array],
+    *,
+    num_negatives: int,
+    with_correspondence: bool = True,
+    with_prediction: bool = True,
+    deterministic: bool = True,
+  ) -> dict[str, Any]:
+    """What the objective needs of a batch.
+
+    Args:
+      batch: `video` uint8 [B, T, H, W, 3], `text_ids` int32 [B, L],
+        `text_mask` bool [B, L]. B is the global batch under `jax.jit`.
+      num_negatives: K, the uniform in-batch negatives of each video; at most
+        B - 1 are there to be had.
+      with_correspondence: run the correspondence head.
+      with_prediction: run the predictive head.
+      deterministic: no dropout.
+
+    Returns:
+      `video`, `text` float32 [B, D]; `logit_scale` []; and, where asked for,
+      `correspondence` [B, 1 + K] and `prediction`. Needs the random streams
+      `negatives`, `masking` and, unless deterministic, `dropout`.
+    """
+    video = self.encode_video(batch["video"], deterministic=deterministic)
+    text = self.encode_text(
+      batch["text_ids"], batch["text_mask"], deterministic=deterministic
+    )
+    outputs = {
+      "video": video["embedding"],
+      "text": text["embedding"],
+      "logit_scale": self.logit_scale(),
+    }
+    if with_correspondence:
+      outputs["correspondence"] = self._with_negatives(
+        video, text, num_negatives
+      )
+    if with_prediction:
+      outputs["prediction"] = self._predict(batch, video, deterministic)
+    return outputs
+
+  def _with_negatives(self, video, text, num_negatives):
+    """[B, 1 + K]: text i, then the texts of K other places, with video i.
+
+    The batch is rolled by K different random distances, so that every text
+    is as often a negative as it is a positive.
+    """
+    B = video["embedding"].shape[0]
+    distances = 1 + jax.random.permutation(self.make_rng("negatives"), B - 1)
+    logits = [self.correspondence(video, text)]
+    for k in range(min(num_negatives, B - 1)):
+      rolled = jax.tree.map(lambda x, k=k: jnp.roll(x, distances[k], 0), text)
+      logits.append(self.correspondence(video, rolled))
+    return jnp.stack(logits, axis=1)
+
+  def _predict(self, batch, video, deterministic):
+    task = self.config.predictive_task
+    if task == "latent":
+      return self._predict_latent(batch["video"], deterministic)
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    if task == "masked_text":
+      chosen = self._choose_masked(ids, mask)
+      x = self.text_encoder.tokens(
+        jnp.where(chosen, MASK_ID, ids), mask, deterministic=deterministic
+      )
+      targets = ids
+    else:  # caption: token n is predicted at the place of token n - 1
+      x = self.text_encoder.embed(ids)
+      targets = jnp.roll(ids, -1, axis=1)
+      chosen = jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
+    x = self.predictive_decoder(x, mask, video["tokens"])
+    logits = self.text_encoder.vocabulary_logits(x)
+    return {"logits": logits, "targets": targets, "mask": chosen}
+
+  def _choose_masked(self, ids, mask):
+    """bool [B, L]: `mask_rate` of the real words, and always at least one."""
+    word = mask & ((ids >= NUM_SPECIAL_IDS) | (ids == UNK_ID))
+    u = jax.random.uniform(self.make_rng("masking"), ids.shape)
+    u = jnp.where(word, u, 2.0)
+    first = u == u.min(axis=1, keepdims=True)
+    return word & ((u < self.config.mask_rate) | first)
+
+  def _predict_latent(self, clip, deterministic):
+    """From the first half of a clip to the embedding of its second half."""
+    past, future = jnp.split(clip, 2, axis=1)
+    past = self._half(past, deterministic)
+    future = self._half(future, deterministic)
+    prediction = _unit(self.latent_predictor(past))
+    return {
+      "prediction": prediction,
+      "target": jax.lax.stop_gradient(future),
+      "logit_scale": jnp.float32(LATENT_LOGIT_SCALE),
+    }
+
+  def _half(self, video, deterministic):
+    """Half a clip, held twice as long, so that the encoder's shapes fit."""
+    video = jnp.repeat(video, 2, axis=1)
+    return self.encode_video(video, deterministic=deterministic)["embedding"]

@@ -1,0 +1,83 @@
+"""The text transformer: bidirectional, padding masked."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from calince_jax.models import transformer
+
+
+class TextTransformer(nn.Module):
+  """Token ids to tokens and one feature.
+
+  Attributes:
+    size: a name in `transformer.SIZES`.
+    vocab_size: of the tokenizer.
+    max_length: L, the length of the texts.
+    pooling: `map` or `mean`.
+  """
+
+  size: str
+  vocab_size: int
+  max_length: int
+  pooling: str = "map"
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+  scan: bool = True
+  remat: str = "none"
+
+  def setup(self):
+    size = transformer.size(self.size)
+    embedding = nn.initializers.normal(0.02)
+    self.embedding = nn.Embed(
+      self.vocab_size, size.width, embedding_init=embedding, dtype=self.dtype
+    )
+    self.position = self.param(
+      "position", embedding, (self.max_length, size.width)
+    )
+    self.transformer = transformer.Transformer(
+      depth=size.depth,
+      num_heads=size.num_heads,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      scan=self.scan,
+      remat=self.remat,
+    )
+    self.pool = transformer.Pooling(self.pooling, size.num_heads, self.dtype)
+
+  def embed(self, ids: jax.Array) -> jax.Array:
+    """int32 [B, L] -> [B, L, width]: token plus position embeddings."""
+    return self.embedding(ids) + self.position
+
+  def tokens(
+    self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
+  ) -> jax.Array:
+    """int32 [B, L], bool [B, L] -> float32 [B, L, width]."""
+    return self.transformer(
+      self.embed(ids),
+      mask=mask[:, None, None, :],
+      deterministic=deterministic,
+    )
+
+  def vocabulary_logits(self, tokens: jax.Array) -> jax.Array:
+    """[B, L, width] -> [B, L, vocab_size] with the tied embedding."""
+    return self.embedding.attend(tokens.astype(self.dtype))
+
+  def __call__(
+    self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
+  ) -> tuple[jax.Array, jax.Array]:
+    """The feature, float32 [B, width], and the tokens [B, L, width].
+
+    Args:
+      ids: int32 [B, L], L = max_length.
+      mask: bool [B, L], True where a token is real.
+      deterministic: no dropout.
+    """
+    if ids.shape[1] != self.max_length:
+      raise ValueError(
+        f"texts are {ids.shape[1]} tokens long, the model's {self.max_length}"
+      )
+    tokens = self.tokens(ids, mask, deterministic=deterministic)
+    return self.pool(tokens, mask), tokens

@@ -1,0 +1,97 @@
+"""A factorised space-time vision transformer.
+
+Tubelets are embedded; spatial blocks attend among the tokens of one instant;
+temporal blocks attend, at each place, along time. All tokens are kept, so that
+a head can look at them. (The factorised encoder of ViViT, Arnab et al., 2021,
+with the tokens kept as in VideoPrism, Zhao et al., 2024.)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from calince_jax.models import transformer
+
+
+class VideoViT(nn.Module):
+  """Video to tokens and one feature.
+
+  Attributes:
+    size: a name in `transformer.SIZES`; its depth is the spatial depth.
+    temporal_depth: the number of temporal blocks.
+    tubelet: frames and pixels of a tubelet, (t, p).
+    pooling: `map` or `mean`.
+  """
+
+  size: str
+  temporal_depth: int = 2
+  tubelet: tuple[int, int] = (2, 16)
+  pooling: str = "map"
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+  scan: bool = True
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(
+    self, video: jax.Array, *, deterministic: bool = True
+  ) -> tuple[jax.Array, jax.Array]:
+    """Encodes clips.
+
+    Args:
+      video: uint8 [B, T, H, W, 3]; T a multiple of t, H and W of p.
+      deterministic: no dropout.
+
+    Returns:
+      The feature, float32 [B, width], and the tokens, float32
+      [B, T/t * H/p * W/p, width], time first.
+
+    Raises:
+      ValueError: the clip cannot be cut into whole tubelets.
+    """
+    size = transformer.size(self.size)
+    x = self._tubelets(video)  # [B, T', N, t*p*p*3]
+    B, T, N, _ = x.shape
+    x = nn.Dense(size.width, dtype=self.dtype, name="patch_embedding")(x)
+    position = nn.initializers.normal(0.02)
+    x = x + self.param("space_position", position, (N, size.width))
+    x = x + self.param("time_position", position, (T, 1, size.width))
+
+    def stack(depth, name):
+      return transformer.Transformer(
+        depth=depth,
+        num_heads=size.num_heads,
+        dropout=self.dropout,
+        dtype=self.dtype,
+        scan=self.scan,
+        remat=self.remat,
+        name=name,
+      )
+
+    x = x.reshape(B * T, N, size.width)
+    x = stack(size.depth, "spatial")(x, deterministic=deterministic)
+    x = x.reshape(B, T, N, size.width).swapaxes(1, 2)  # [B, N, T', W]
+    x = x.reshape(B * N, T, size.width)
+    x = stack(self.temporal_depth, "temporal")(x, deterministic=deterministic)
+    x = x.reshape(B, N, T, size.width).swapaxes(1, 2)  # [B, T', N, W]
+    tokens = x.reshape(B, T * N, size.width)
+    pooled = transformer.Pooling(
+      self.pooling, size.num_heads, self.dtype, name="pooling"
+    )(tokens)
+    return pooled, tokens
+
+  def _tubelets(self, video):
+    """uint8 [B, T, H, W, 3] -> [B, T/t, HW/pp, t*p*p*3] in [-1, 1]."""
+    B, T, H, W, C = video.shape
+    t, p = self.tubelet
+    if T % t or H % p or W % p:
+      raise ValueError(
+        f"a clip of {T} frames of {H} x {W} pixels cannot be cut into"
+        f" tubelets of {t} frames of {p} x {p}"
+      )
+    x = video.astype(self.dtype) / 127.5 - 1.0
+    x = x.reshape(B, T // t, t, H // p, p, W // p, p, C)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, T', H', W', t, p, p, 3]
+    return x.reshape(B, T // t, (H // p) * (W // p), t * p * p * C)

@@ -1,0 +1,145 @@
+"""What is watched of a run: a progress line, metrics.jsonl, a clu writer."""
+
+import contextlib
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Above this share of the time spent waiting for data, say what to do.
+WAIT_ADVICE = 0.1
+
+
+class Monitor:
+  """Counts time and writes what is logged; one host of a run has one."""
+
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    first_step: int,
+    total_steps: int,
+    batch_size: int,
+    writer: Any = None,
+  ):
+    """Opens WORKDIR/metrics.jsonl, and drops what lies after `first_step`.
+
+    Args:
+      workdir: of the run.
+      first_step: steps that are done already.
+      total_steps: of the run.
+      batch_size: the global one.
+      writer: a clu MetricWriter, or None.
+    """
+    self._total = total_steps
+    self._batch_size = batch_size
+    self._writer = writer
+    self._begin = self._last = time.monotonic()
+    self._last_step = self._first_step = first_step
+    self._waited = 0.0
+    path = Path(workdir) / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [
+      line
+      for line in read_lines(path)
+      if json.loads(line)["step"] <= first_step
+    ]
+    path.write_text("".join(line + "\n" for line in kept))
+    self._file = path.open("a")
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as waiting for data."""
+    start = time.monotonic()
+    yield
+    self._waited += time.monotonic() - start
+
+  def first_step_done(self) -> None:
+    """Says how long it took until the first step was done, and starts anew."""
+    seconds = time.monotonic() - self._begin
+    print(f"time to first step {seconds:.1f} s", flush=True)
+    self._last, self._waited = time.monotonic(), 0.0
+    self._last_step = self._first_step + 1
+
+  def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Writes the metrics of `step`, scalars and histograms (1-D arrays)."""
+    now = time.monotonic()
+    elapsed = max(now - self._last, 1e-9)
+    steps = max(step - self._last_step, 1)
+    rate = steps / elapsed
+    row = {name: _plain(value) for name, value in metrics.items()}
+    row |= {
+      "examples_per_second": rate * self._batch_size,
+      "data_wait_share": min(self._waited / elapsed, 1.0),
+      "resident_memory_mib": resident_memory_mib(),
+    }
+    self._file.write(json.dumps({"step": step, **row}) + "\n")
+    self._file.flush()
+    self._print(step, row, (self._total - step) / rate)
+    if self._writer is not None:
+      scalars = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+      self._writer.write_scalars(step, scalars)
+    self._last, self._last_step, self._waited = now, step, 0.0
+
+  def _print(self, step, row, seconds_left):
+    terms = [
+      f"{short} {row[name]:.3f}"
+      for name, short in (
+        ("loss", "loss"),
+        ("correspondence", "corr"),
+        ("contrastive", "nce"),
+        ("predictive", "pred"),
+      )
+      if name in row
+    ]
+    left = int(seconds_left)
+    print(
+      f"step {step}/{self._total}  {'  '.join(terms)}"
+      f"  acc {row['in_batch_accuracy']:.2f}"
+      f"  {row['examples_per_second']:.0f} examples/s"
+      f"  data wait {row['data_wait_share']:.0%}"
+      f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
+      flush=True,
+    )
+    if row["skipped"]:
+      print(
+        f"warning: step {step} was skipped: its loss or gradient is not finite"
+        f" ({row['bad_steps']} in a row)",
+        flush=True,
+      )
+    if row["data_wait_share"] > WAIT_ADVICE and step - self._first_step > 100:
+      print(
+        "advice: training waits for data; prepare at a smaller --short_side or"
+        " --frame_rate, or give the host more cores",
+        flush=True,
+      )
+
+  def close(self) -> None:
+    """Flushes everything."""
+    self._file.close()
+    if self._writer is not None:
+      self._writer.close()
+
+
+def read_lines(path: Path) -> list[str]:
+  """The whole lines of a file, none where there is no file.
+
+  A last line without its end was being written when the run was stopped.
+  """
+  if not path.exists():
+    return []
+  return path.read_text().split("\n")[:-1]
+
+
+def resident_memory_mib() -> float:
+  """The largest resident set of this process so far, in MiB (Linux)."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _plain(value):
+  value = np.asarray(value)
+  return value.item() if value.ndim == 0 else value.tolist()

@@ -1,0 +1,50 @@
+"""The model of a training run, for evaluation and export."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from calince_jax import build, checkpoint
+from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.errors import check_choice
+from calince_jax.inference import TOKENIZER, VideoTextModel
+from calince_jax.losses.calibration import estimate_noise_rate
+
+PARAMS = ("ema_params", "params")
+
+
+def open_run(
+  workdir: str, *, step: int | None = None, params: str = "ema_params"
+) -> tuple[VideoTextModel, int, dict[str, Any]]:
+  """The model of a run, the step it is of, and the run's configuration.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None for the latest.
+    params: `ema_params`, the moving average, or `params`.
+
+  Raises:
+    UserError: not the folder of a run, or no such checkpoint.
+  """
+  check_choice("params", params, PARAMS)
+  config = checkpoint.read_config(workdir)
+  step, saved = checkpoint.restore_parts(workdir, step, [params, "histograms"])
+  tokenizer = Tokenizer(Path(workdir) / TOKENIZER)
+  objective = build.objective(config)
+  noise_rate = objective.noise_rate
+  if noise_rate is None:
+    noise_rate = float(estimate_noise_rate(saved["histograms"]))
+  model = VideoTextModel(
+    build.model_config(config, tokenizer.vocab_size),
+    jax.tree.map(jnp.asarray, saved[params]),
+    tokenizer,
+    {
+      "trained": bool(objective.correspondence_weight),
+      "num_negatives": objective.num_negatives,
+      "noise_rate": noise_rate,
+    },
+    build.sampling(config),
+  )
+  return model, step, config

@@ -1,0 +1,175 @@
+"""The mesh, the rules that lay parameters on it, and the start of a cluster.
+
+One mesh with the axes `data` and `model`. A rule is (regular expression over
+the parameter's path, how to shard it); the first that matches decides, and a
+path that none matches is an error.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from calince_jax.errors import UserError
+
+# Rule: `replicate`, `fsdp` (the largest axis that the mesh's `data` axis
+# divides), or `model` (likewise for the `model` axis, and the largest axis
+# that is left for `data`).
+RULES = ("replicate", "fsdp", "model")
+
+
+def make_mesh(model_parallel: int = 1) -> Mesh:
+  """A (data, model) mesh over all devices of all processes.
+
+  Raises:
+    UserError: `model_parallel` does not divide the number of devices.
+  """
+  n = jax.device_count()
+  if model_parallel < 1 or n % model_parallel:
+    raise UserError(
+      f"model_parallel={model_parallel} does not divide the {n} devices"
+    )
+  return jax.make_mesh(
+    (n // model_parallel, model_parallel),
+    ("data", "model"),
+    axis_types=(AxisType.Auto,) * 2,
+  )
+
+
+def path_name(path: tuple) -> str:
+  """A tree path as `a/b/c`, as rules and reports write it."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shardings(
+  tree: Any,
+  mesh: Mesh,
+  rules: Sequence[tuple[str, str]],
+  smallest: int = 2**14,
+) -> Any:
+  """A NamedSharding for each leaf of `tree`.
+
+  Args:
+    tree: of arrays or ShapeDtypeStructs.
+    mesh: from `make_mesh`.
+    rules: (regular expression, one of RULES), searched in the leaf's path.
+    smallest: leaves of fewer elements are replicated.
+
+  Raises:
+    UserError: no rule matches a path, or a rule is unknown.
+  """
+
+  def place(path, leaf):
+    name = path_name(path)
+    for pattern, rule in rules:
+      if re.search(pattern, name):
+        if rule not in RULES:
+          raise UserError(
+            f"sharding rule {rule!r} of {pattern!r} is unknown;"
+            f" choose one of {list(RULES)}"
+          )
+        small = leaf.size < smallest
+        rule = "replicate" if small else rule
+        return NamedSharding(mesh, _spec(leaf.shape, rule, mesh))
+    raise UserError(
+      f"no sharding rule matches the parameter {name!r};"
+      " add ('.*', 'replicate') as the last rule"
+    )
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(shape, rule, mesh):
+  axes = {"replicate": [], "fsdp": ["data"], "model": ["model", "data"]}[rule]
+  spec = [None] * len(shape)
+  for mesh_axis in axes:
+    ways = mesh.shape[mesh_axis]
+    fits = [
+      i
+      for i, length in enumerate(shape)
+      if spec[i] is None and length % ways == 0 and length >= ways
+    ]
+    if fits and ways > 1:
+      spec[max(fits, key=lambda i: shape[i])] = mesh_axis
+  return P(*spec)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A whole copy on each device."""
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis spread over `data`."""
+  return NamedSharding(mesh, P("data"))
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's rows of a global batch, as arrays over the whole mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value)
+    for name, value in batch.items()
+  }
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+  """Which rows of a global batch this process holds, int64, sorted."""
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  rows = [np.arange(batch_size)[index] for (index,) in places.values()]
+  return np.unique(np.concatenate(rows))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """UserError unless each device and process gets the same number of rows."""
+  ways = mesh.shape["data"]
+  if batch_size % ways or batch_size < ways:
+    raise UserError(
+      f"batch_size={batch_size} is not a multiple of the {ways} devices that"
+      " share it"
+    )
+
+
+def start_cluster(
+  distributed: str,
+  coordinator_address: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+) -> None:
+  """Joins the other processes of a run, where there are any.
+
+  Args:
+    distributed: `off`, one process; `auto`, what Cloud TPU, Slurm or another
+      cluster that JAX knows tells of itself; `manual`, the arguments below.
+    coordinator_address: HOST:PORT of process 0.
+    num_processes: of the whole run.
+    process_id: this one's number.
+
+  Raises:
+    UserError: the arguments do not fit, or no cluster is found.
+  """
+  given = (coordinator_address, num_processes, process_id)
+  if distributed == "manual":
+    if any(value is None for value in given):
+      raise UserError(
+        "--distributed=manual needs --coordinator_address, --num_processes"
+        " and --process_id"
+      )
+    jax.distributed.initialize(*given)
+  elif any(value is not None for value in given):
+    raise UserError(
+      "--coordinator_address, --num_processes and --process_id go with"
+      " --distributed=manual"
+    )
+  elif distributed == "auto":
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise UserError(
+        f"--distributed=auto found no cluster ({error}); start on Cloud TPU or"
+        " under srun, or use --distributed=manual"
+      ) from error

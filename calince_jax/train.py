@@ -1,0 +1,253 @@
+"""Trains a model; started again, it goes on where it was.
+
+    python -m calince_jax.train --config=configs/cali_nce.py \
+      --config.data.datasets=DATA --workdir=DIR [--config.key=value ...]
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Its start-up remarks would stand between the lines of progress.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from calince_jax import (
+  build,
+  checkpoint,
+  compile_cache,
+  errors,
+  sharding,
+  train_step,
+)
+from calince_jax.errors import UserError
+from calince_jax.monitor import Monitor
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "see configs/")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept")
+DISTRIBUTED = flags.DEFINE_enum(
+  "distributed", "off", ["off", "auto", "manual"], "how processes find together"
+)
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the whole run")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process")
+
+
+def main(argv: list[str]) -> None:
+  """Mesh, data, model, state, loop."""
+  del argv
+  if CONFIG.value is None or not WORKDIR.value:
+    raise UserError("give --config=configs/cali_nce.py and --workdir=DIR")
+  config, workdir = CONFIG.value.to_dict(), WORKDIR.value
+  build.check_numbers(config)
+  compile_cache.enable()
+  sharding.start_cluster(
+    "manual" if COORDINATOR.value else DISTRIBUTED.value,
+    COORDINATOR.value,
+    NUM_PROCESSES.value,
+    PROCESS_ID.value,
+  )
+  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  sharding.check_batch_size(config["batch_size"], mesh)
+
+  data = open_data(config)
+  model = build.model_config(config, data["vocab_size"]).build()
+  tx, schedule = build.optimizer(config)
+  init = functools.partial(train_step.init_state, model, tx, config["seed"])
+  layout = sharding.shardings(
+    jax.eval_shape(init), mesh, config["sharding"]["rules"]
+  )
+  step_function = jax.jit(
+    train_step.make_train_step(
+      model,
+      tx,
+      build.objective(config),
+      ema_decay=config["optimizer"]["ema_decay"],
+      seed=config["seed"],
+    ),
+    donate_argnums=0,
+    in_shardings=(layout, sharding.batch_sharding(mesh)),
+    out_shardings=(layout, sharding.replicated(mesh)),
+  )
+
+  if jax.process_index() == 0:
+    checkpoint.write_config(workdir, config)
+    shutil.copyfile(data["tokenizer"], Path(workdir) / "tokenizer.model")
+  with checkpoint.open_checkpoints(
+    workdir, keep=config["keep_checkpoints"]
+  ) as manager:
+    state, first_step = start_or_resume(manager, init, layout)
+    if jax.process_index() == 0:
+      say_what_runs(config, data, mesh, state)
+    batches = train_batches(config, data, mesh, first_step)
+    with open_monitor(config, workdir, first_step) as monitor:
+      state = loop(
+        config, mesh, step_function, schedule, state, batches, manager, monitor
+      )
+    checkpoint.save(manager, int(state.step), state)
+  if jax.process_index() == 0:
+    print(f"finished: step {int(state.step)} in {workdir}", flush=True)
+
+
+def open_data(config: dict[str, Any]) -> dict[str, Any]:
+  """The readers of the mix and its tokenizer; nothing is decoded yet."""
+  from calince_jax.data import clip_dataset
+  from calince_jax.data.tokenizer import Tokenizer
+
+  folders, weights = build.data_mix(config)
+  infos = [clip_dataset.read_info(folder) for folder in folders]
+  path = build.common_tokenizer(folders)
+  return {
+    "infos": infos,
+    "weights": weights,
+    "readers": [
+      clip_dataset.ClipReader(folder, config["data"]["split"])
+      for folder in folders
+    ],
+    "tokenizer": path,
+    "vocab_size": Tokenizer(path).vocab_size,
+  }
+
+
+def train_batches(
+  config: dict[str, Any], data: dict[str, Any], mesh: Any, first_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """This host's share of the batches from `first_step` on."""
+  from calince_jax.data import pipeline
+  from calince_jax.data.tokenizer import Tokenizer
+
+  pairs = [info.num_pairs for info in data["infos"]]
+  return pipeline.train_batches(
+    data["readers"],
+    data["weights"],
+    pair_offsets=[0, *np.cumsum(pairs)[:-1].tolist()],
+    tokenizer=Tokenizer(data["tokenizer"]),
+    sampling=build.sampling(config),
+    batch_size=config["batch_size"],
+    rows=sharding.local_rows(config["batch_size"], mesh),
+    text_length=config["data"]["text_length"],
+    seed=config["seed"],
+    first_step=first_step,
+  )
+
+
+def start_or_resume(manager: Any, init: Any, layout: Any) -> tuple[Any, int]:
+  """A fresh state, or that of the last checkpoint; and its step."""
+  step = manager.latest_step()
+  if step is None:
+    return jax.jit(init, out_shardings=layout)(), 0
+  abstract = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    jax.eval_shape(init),
+    layout,
+  )
+  return checkpoint.restore(manager, step, abstract), step
+
+
+def loop(
+  config: dict[str, Any],
+  mesh: Any,
+  step_function: Any,
+  schedule: Any,
+  state: Any,
+  batches: Iterator[dict[str, np.ndarray]],
+  manager: Any,
+  monitor: Monitor | None,
+) -> Any:
+  """Trains until `total_steps`; returns the last state.
+
+  Step n's metrics are read after step n + 1 has been dispatched, so that the
+  devices do not wait for the log.
+  """
+  total, first_step = config["total_steps"], int(state.step)
+  previous = None
+  for step in range(first_step + 1, total + 1):
+    with monitor.waiting() if monitor else contextlib.nullcontext():
+      batch = sharding.to_global(next(batches), mesh)
+    state, metrics = step_function(state, batch)
+    if step == first_step + 1 and monitor:
+      jax.block_until_ready(metrics)
+      monitor.first_step_done()
+    for done, seen in ([previous] if previous else []) + (
+      [(step, metrics)] if step == total else []
+    ):
+      check_finite(config, manager, state, seen)
+      if monitor and (done % config["log_every"] == 0 or done == total):
+        rate = schedule(done - 1)
+        monitor.log(done, jax.device_get(seen) | {"learning_rate": rate})
+    previous = (step, metrics)
+    if step % config["checkpoint_every"] == 0:
+      checkpoint.save(manager, step, state)
+  return state
+
+
+def check_finite(
+  config: dict[str, Any], manager: Any, state: Any, metrics: dict[str, Any]
+) -> None:
+  """Ends the run after too many steps in a row that were not finite."""
+  bad = int(metrics["bad_steps"])
+  if bad >= config["max_bad_steps"]:
+    step = int(state.step)
+    checkpoint.save(manager, step, state)
+    manager.wait_until_finished()
+    raise UserError(
+      f"{bad} steps in a row had a loss or gradient that is not finite; the"
+      f" last good parameters are saved as step {step}; lower"
+      " config.optimizer.learning_rate"
+    )
+
+
+@contextlib.contextmanager
+def open_monitor(
+  config: dict[str, Any], workdir: str, first_step: int
+) -> Iterator[Monitor | None]:
+  """The monitor of process 0, and None in the others."""
+  if jax.process_index():
+    yield None
+    return
+  from clu import metric_writers
+
+  monitor = Monitor(
+    workdir,
+    first_step=first_step,
+    total_steps=config["total_steps"],
+    batch_size=config["batch_size"],
+    writer=metric_writers.SummaryWriter(str(Path(workdir) / "tensorboard")),
+  )
+  try:
+    yield monitor
+  finally:
+    monitor.close()
+
+
+def say_what_runs(
+  config: dict[str, Any], data: dict[str, Any], mesh: Any, state: Any
+) -> None:
+  """A few lines on what is about to be trained."""
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  clips = [len(reader) for reader in data["readers"]]
+  step = int(state.step)
+  print(
+    f"{parameters / 1e6:.2f} M parameters on {mesh.size}"
+    f" {jax.devices()[0].platform} device(s),"
+    f" {jax.process_count()} process(es)\n"
+    f"{sum(clips)} clips of {len(clips)} data set(s),"
+    f" {config['total_steps'] * config['batch_size'] / sum(clips):.1f} epochs\n"
+    f"{'resumed at' if step else 'starting at'} step {step}"
+    f" of {config['total_steps']}",
+    flush=True,
+  )
+
+
+if __name__ == "__main__":
+  errors.run(main)

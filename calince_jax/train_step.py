@@ -1,0 +1,151 @@
+"""The training state and one step of it. No TensorFlow, no configuration."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from calince_jax.losses import calibration
+from calince_jax.losses.objective import Objective, co_training_loss
+from calince_jax.models.cali_nce import CaliNCE
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run is: saved, restored and sharded as one tree."""
+
+  step: jax.Array  # int32 [], steps done; also the position in the data
+  params: Any
+  opt_state: Any
+  ema_params: Any  # exponential moving average of params
+  histograms: dict[str, jax.Array]  # of the noise rate's estimate
+  bad_steps: jax.Array  # int32 [], non-finite steps in a row
+
+
+def init_state(
+  model: CaliNCE,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+) -> TrainState:
+  """A fresh state; run it under `jax.jit` to create it already sharded."""
+  params = init_params(model, seed)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    # A copy: donated buffers may not be shared.
+    ema_params=jax.tree.map(jnp.copy, params),
+    histograms=calibration.init_histograms(),
+    bad_steps=jnp.zeros((), jnp.int32),
+  )
+
+
+def init_params(model: CaliNCE, seed: int) -> Any:
+  """Fresh parameters, float32."""
+  key = jax.random.key(seed)
+  return model.init(
+    {"params": key, "negatives": key, "masking": key},
+    dummy_batch(model.config, batch_size=2),
+    num_negatives=1,
+  )["params"]
+
+
+def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
+  """A batch of the right shapes and dtypes, for shape evaluation."""
+  B, L = batch_size, config.text_length
+  T, S = config.num_frames, config.image_size
+  return {
+    "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
+    "text_ids": jnp.ones((B, L), jnp.int32),
+    "text_mask": jnp.ones((B, L), bool),
+    "pair_index": jnp.arange(B, dtype=jnp.int32),
+  }
+
+
+def make_train_step(
+  model: CaliNCE,
+  optimizer: optax.GradientTransformation,
+  objective: Objective,
+  *,
+  ema_decay: float,
+  seed: int,
+) -> Callable:
+  """The function (state, batch) -> (state, metrics), to be jitted.
+
+  A step whose loss or gradient is not finite leaves everything as it was, but
+  for `step` and `bad_steps`, and says so in `metrics["skipped"]`.
+
+  Args:
+    model: see models/cali_nce.py.
+    optimizer: from optimizer.py.
+    objective: the mix of losses.
+    ema_decay: in [0, 1); the average starts faster, as (1 + n) / (10 + n).
+    seed: with the step number, the source of all randomness.
+  """
+
+  def loss_of(params, state, batch, rngs):
+    outputs = model.apply(
+      {"params": params},
+      batch,
+      num_negatives=objective.num_negatives,
+      with_correspondence=bool(objective.correspondence_weight),
+      with_prediction=bool(objective.predictive_weight),
+      deterministic=not model.config.dropout,
+      rngs=rngs,
+    )
+    return co_training_loss(objective, outputs, state.histograms, state.step)
+
+  def train_step(state: TrainState, batch: dict[str, jax.Array]):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    streams = ("negatives", "masking", "dropout")
+    rngs = dict(zip(streams, jax.random.split(key, 3), strict=True))
+    (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(
+      state.params, state, batch, rngs
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    n = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + n) / (10 + n))
+    params = optax.apply_updates(state.params, updates)
+    updated = {
+      "params": params,
+      "opt_state": opt_state,
+      "ema_params": optax.incremental_update(
+        params, state.ema_params, 1.0 - decay
+      ),
+      "histograms": aux["histograms"],
+    }
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    kept = {name: getattr(state, name) for name in updated}
+    updated = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), updated, kept
+    )
+    state = state.replace(
+      step=state.step + 1,
+      bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+      **updated,
+    )
+    metrics = aux["metrics"] | {
+      "grad_norm": grad_norm,
+      "duplicate_rate": duplicate_rate(batch["text_ids"]),
+      "skipped": ~finite,
+      "bad_steps": state.bad_steps,
+    }
+    return state, metrics
+
+  return train_step
+
+
+def duplicate_rate(text_ids: jax.Array) -> jax.Array:
+  """The share of texts that stand in the batch more than once, float32 [].
+
+  Two equal texts are false negatives of each other. [B, L] -> [].
+  """
+  # Lexicographic order brings equal rows together, in O(B log B).
+  rows = text_ids[jnp.lexsort(text_ids.T)]
+  same = (rows[1:] == rows[:-1]).all(axis=1)
+  repeated = jnp.pad(same, (1, 0)) | jnp.pad(same, (0, 1))
+  return repeated.mean()

@@ -1,0 +1,93 @@
+"""Every key of a configuration, with its default and why.
+
+Other files change some of them: `config = base.get_config()`, then
+`config.objective.confidence = "none"`. The dictionary is locked: a misspelt
+key is an error. On the command line, `--config.batch_size=64`.
+
+Hardware and score depend on what is chosen here; see configs/quickstart.py for
+a configuration that has been run, with its time and result.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The defaults: a ViT-S and a text-S on 8 frames of 224 pixels."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # of the parameters, the order of the data, dropout, masks
+  config.batch_size = 256  # global: the negatives of a pair are batch_size - 1
+  config.total_steps = 100_000
+  config.log_every = 50  # steps
+  config.checkpoint_every = 1_000  # steps
+  config.keep_checkpoints = 3  # the latest ones
+  config.max_bad_steps = 20  # non-finite steps in a row that end the run
+
+  config.data = ml_collections.ConfigDict()
+  # Prepared folders, separated by commas, and how often each is read.
+  config.data.datasets = ""
+  config.data.weights = "1"
+  config.data.split = "train"
+  config.data.num_frames = 8
+  config.data.image_size = 224  # pixels
+  # One frame of each of num_frames equal parts: a caption tells of the whole
+  # clip. `window` takes every frame_stride-th stored frame.
+  config.data.frames = "uniform"
+  config.data.frame_stride = 1
+  config.data.min_crop_area = 0.5  # of the picture, in training
+  config.data.flip = False  # captions say left and right
+  config.data.text_length = 32  # tokens, begin and end included
+
+  config.model = ml_collections.ConfigDict()
+  config.model.video_size = "S"  # mu, nano, Ti, S, B, L
+  config.model.text_size = "S"
+  config.model.temporal_depth = 4  # blocks along time, after the spatial ones
+  config.model.tubelet = (2, 16)  # frames and pixels of a token
+  config.model.pooling = "map"  # map: attention with a learned query; or mean
+  config.model.embedding_dim = 256
+  config.model.dropout = 0.0
+  config.model.dtype = "bfloat16"  # of products; parameters, losses: float32
+  config.model.scan = True  # one compiled block a stack
+  config.model.remat = "none"  # none, dots or full: memory for time
+  config.model.logit_scale = 14.3  # 1 / 0.07, learned, at most 100 (CLIP)
+  # mlp on the two embeddings: cheap, and small enough not to memorise soon.
+  # bilinear, cosine: smaller still; fusion: text tokens look at video tokens.
+  config.model.head = "mlp"
+  config.model.head_hidden = 128
+  # False: the correspondence loss teaches the encoders too (co-training).
+  config.model.head_detached = False
+  config.model.predictive_task = "masked_text"  # or caption, latent
+  config.model.predictive_depth = 2  # decoder blocks
+  config.model.mask_rate = 0.3  # of the words, of masked_text
+
+  config.objective = ml_collections.ConfigDict()
+  config.objective.correspondence_weight = 1.0  # lambda_c
+  config.objective.contrastive_weight = 1.0  # lambda_n
+  config.objective.predictive_weight = 1.0  # lambda_p
+  config.objective.num_negatives = 4  # K, uniform in-batch negatives a video
+  config.objective.confidence = "posterior"  # none, score or posterior
+  # The share of mismatched pairs; None: estimated from the scores.
+  config.objective.noise_rate = config_dict.placeholder(float)
+  config.objective.floor = 0.0  # the least confidence
+  config.objective.power = 1.0  # > 1 separates more
+  config.objective.warmup_share = 0.1  # of total_steps with all confidences 1
+  config.objective.ramp_share = 0.1  # of total_steps to blend them in
+  config.objective.weigh_predictive = False  # confidences there, too
+  # 0.98: the noise rate is estimated over about the last 50 batches.
+  config.objective.histogram_decay = 0.98
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.learning_rate = 1e-3  # the peak; cosine decay to 0
+  config.optimizer.warmup_share = 0.05  # of total_steps
+  config.optimizer.weight_decay = 0.05  # of the matrices alone
+  config.optimizer.max_grad_norm = 1.0
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.98
+  config.optimizer.ema_decay = 0.999  # of the parameters that are evaluated
+
+  config.sharding = ml_collections.ConfigDict()
+  config.sharding.model_parallel = 1  # devices that share one model's width
+  # (regular expression over the parameter's path, replicate | fsdp | model);
+  # the first match counts.
+  config.sharding.rules = ((".*", "fsdp"),)
+  return config.lock()

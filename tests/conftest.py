@@ -1,0 +1,122 @@
+"""Eight CPU devices for every test, one compile cache, a tiny data set."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+sys.path.insert(0, str(ROOT))
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+assert jax.device_count() == 8, "the tests need 8 CPU devices"
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+  """Real clips kept beside the project; tests that need them skip without."""
+  folder = ROOT.parent / "shared" / "data"
+  if not folder.is_dir():
+    pytest.skip("no ../shared/data beside the project")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+  """A prepared data set: 40 training and 12 test clips of a moving square."""
+  folder = tmp_path_factory.mktemp("tiny_dataset")
+  write_tiny_dataset(folder)
+  return folder
+
+
+def write_tiny_dataset(folder: Path) -> None:
+  """The square's colour and its direction are in the caption and label."""
+  from calince_jax.data import clip_dataset, tokenizer
+
+  pair, texts, shards, splits = 0, [], {}, {}
+  for split, count in (("train", 40), ("test", 12)):
+    records = []
+    for i in range(count):
+      colour, right = COLOURS[i % 4], bool(i // 4 % 2)
+      way = "right" if right else "left"
+      captions = [f"a {colour} square {i} moves {way}", f"{colour} goes {way}"]
+      records.append(
+        {
+          "id": f"{split}-{i}",
+          "frames": [_frame(colour, right, t, i) for t in range(8)],
+          "texts": captions,
+          "pair_indices": [pair, pair + 1],
+          "matched": [1, int(i % 5 != 0)],
+          "label": way,
+          "split": split,
+          "group": "",
+          "duration": 1.0,
+          "width": 40,
+          "height": 32,
+        }
+      )
+      texts += captions
+      pair += 2
+    path = clip_dataset.shard_path(folder, split, 0, 1)
+    shards[split] = [(count, clip_dataset.write_shard(path, records))]
+    splits[split] = {"clips": count, "pairs": 2 * count}
+  tokenizer.train_tokenizer(texts, folder / "tokenizer.model", vocab_size=80)
+  clip_dataset.write_info(
+    folder,
+    clip_dataset.DatasetInfo(
+      format_version=clip_dataset.FORMAT_VERSION,
+      name="tiny",
+      frame_rate=8.0,
+      short_side=32,
+      splits=splits,
+      num_pairs=pair,
+      labels=["left", "right"],
+      manifest_sha256="",
+      settings={},
+    ),
+    shards,
+  )
+
+
+def _frame(colour, right, t, i):
+  picture = Image.new("RGB", (40, 32), (i, 40, 60))
+  x = 3 * t if right else 24 - 3 * t
+  picture.paste(Image.new("RGB", (10, 10), colour), (x, 4 + i % 16))
+  buffer = io.BytesIO()
+  picture.save(buffer, "JPEG", quality=95)
+  return buffer.getvalue()
+
+
+TINY_CONFIG = {
+  "batch_size": 16,
+  "total_steps": 6,
+  "log_every": 2,
+  "checkpoint_every": 3,
+  "data.num_frames": 4,
+  "data.image_size": 32,
+  "data.text_length": 12,
+  "model.video_size": "mu",
+  "model.text_size": "mu",
+  "model.temporal_depth": 1,
+  "model.embedding_dim": 16,
+  "model.dtype": "float32",
+  "model.predictive_depth": 1,
+  "model.head_hidden": 16,
+}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+  """Seeded."""
+  return np.random.default_rng(0)
