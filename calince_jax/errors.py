@@ -25,12 +25,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   """
 
   def parse(argv):
+    # ml_collections lets these pass as they are.
     try:
       return app.parse_flags_with_usage(argv)
-    except (UserError, KeyError, AttributeError, TypeError, OSError) as error:
-      # ml_collections raises these for a misspelt key, a value of the wrong
-      # type or a configuration file that is not there.
-      fail(error)
+    except (KeyError, AttributeError) as error:
+      key = str(error).strip("\"'")
+      fail(f"the configuration has no key {key!r}; see configs/base.py")
+    except OSError as error:
+      fail(f"the configuration cannot be read: {str(error).splitlines()[-1]}")
+    except (UserError, TypeError, ValueError) as error:
+      fail(f"the configuration: {error}")
 
   def guarded(argv):
     if len(argv) > 1:
@@ -48,6 +52,5 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def fail(error: object) -> None:
   """Prints one line for the person and leaves with status 2."""
-  text = error.args[0] if isinstance(error, KeyError) else error
-  print(f"error: {text}", file=sys.stderr, flush=True)
+  print(f"error: {error}", file=sys.stderr, flush=True)
   sys.exit(2)

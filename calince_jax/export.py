@@ -7,9 +7,11 @@ config.json (model, preprocessing, calibration); tokenizer.model; README.md, a
 model card. `calince_jax.load(MODEL)` uses it.
 """
 
+import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +28,54 @@ from calince_jax.errors import UserError
 from calince_jax.inference import VideoTextModel
 from calince_jax.run_model import PARAMS, open_run
 
-WORKDIR = flags.DEFINE_string("workdir", None, "of the run")
-OUT = flags.DEFINE_string("out", None, "the folder to write")
-STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: latest")
-WEIGHTS = flags.DEFINE_enum("params", PARAMS[0], PARAMS, "which parameters")
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The command line; `define_flags` says what each is."""
+
+  workdir: str
+  out: str
+  step: int | None = None
+  params: str = PARAMS[0]
 
 
-def main(argv: list[str]) -> None:
-  """Writes to a folder beside --out, checks it, and renames it."""
+def define_flags() -> None:
+  """Defines the command line."""
+  flags.DEFINE_string("workdir", None, "of the run")
+  flags.DEFINE_string("out", None, "the folder to write")
+  flags.DEFINE_integer("step", None, "of the checkpoint; default: the latest")
+  flags.DEFINE_enum("params", Options.params, PARAMS, "which parameters")
+  flags.mark_flags_as_required(["workdir", "out"])
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line."""
   del argv
-  if not WORKDIR.value or not OUT.value:
-    raise UserError(
-      "give --workdir=DIR, the run, and --out=MODEL, a new folder"
-    )
+  names = [field.name for field in dataclasses.fields(Options)]
   compile_cache.enable()
-  out = Path(OUT.value).resolve()
+  export(Options(**{name: flags.FLAGS[name].value for name in names}))
+
+
+def export(options: Options) -> Path:
+  """Writes to a folder beside `out`, checks it, and renames it."""
+  out = Path(options.out).resolve()
   if out.exists():
     raise UserError(f"{out} exists already; choose another --out or delete it")
   model, step, config = open_run(
-    WORKDIR.value, step=STEP.value, params=WEIGHTS.value
+    options.workdir, step=options.step, params=options.params
   )
   partial = out.with_name(out.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   write_model(partial, model, config)
-  shutil.copyfile(
-    Path(WORKDIR.value) / inference.TOKENIZER, partial / inference.TOKENIZER
-  )
-  results = read_results(Path(WORKDIR.value))
-  card = model_card(out.name, model, step, config, results)
+  workdir = Path(options.workdir)
+  shutil.copyfile(workdir / inference.TOKENIZER, partial / inference.TOKENIZER)
+  card = model_card(out.name, model, step, config, read_results(workdir))
   (partial / "README.md").write_text(card)
   check_equal(model, inference.load(partial))
   partial.rename(out)
   print(f"exported step {step} to {out}", flush=True)
+  return out
 
 
 def write_model(
@@ -72,21 +89,10 @@ def write_model(
   )
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / "params", model.params)
-  preprocessing = {
-    name: config["data"][name]
-    for name in (
-      "num_frames",
-      "image_size",
-      "frames",
-      "frame_stride",
-      "min_crop_area",
-      "flip",
-    )
-  }
   document = {
     "format_version": inference.FORMAT_VERSION,
     "model": build.as_dict(model.config),
-    "preprocessing": preprocessing,
+    "preprocessing": dataclasses.asdict(build.sampling(config)),
     "calibration": model.calibration,
   }
   text = json.dumps(document, indent=2) + "\n"
@@ -156,11 +162,10 @@ def model_card(
   ]
   for task, result in results.items():
     lines += [f"## {task}", "", "| metric | value | chance |", "|---|---|---|"]
+    chance = result["chance"]
     for metric, value in result["metrics"].items():
-      if isinstance(value, (int, float)):
-        chance = result["chance"][metric] if metric in result["chance"] else ""
-        chance = f"{chance:.3f}" if chance != "" else ""
-        lines.append(f"| {metric} | {value:.3f} | {chance} |")
+      beside = f"{chance[metric]:.3f}" if metric in chance else ""
+      lines.append(f"| {metric} | {value:.3f} | {beside} |")
     protocol = ", ".join(f"{k}: {v}" for k, v in result["protocol"].items())
     lines += ["", f"Protocol: {protocol}.", ""]
   lines += [
@@ -174,4 +179,5 @@ def model_card(
 
 
 if __name__ == "__main__":
+  define_flags()
   errors.run(main)

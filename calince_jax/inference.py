@@ -98,15 +98,19 @@ class VideoTextModel:
       UserError: there are other than as many texts as clips, or the model was
         trained without the head.
     """
+    self.check_score()
+    if len(video) != len(texts):
+      raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
+    outputs = self._encode_video(video), self._encode_text(texts)
+    return np.asarray(self.pair_logits(*outputs))
+
+  def check_score(self) -> None:
+    """UserError if the model was trained without the correspondence head."""
     if not self.calibration["trained"]:
       raise UserError(
         "this model was trained without a correspondence head;"
         " compare encode_video and encode_text"
       )
-    if len(video) != len(texts):
-      raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
-    outputs = self._encode_video(video), self._encode_text(texts)
-    return np.asarray(self.pair_logits(*outputs))
 
   def score(self, video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """The correspondence score s(v_i, t_i) in (0, 1), float32 [B]."""

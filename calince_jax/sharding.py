@@ -19,6 +19,7 @@ from calince_jax.errors import UserError
 # Rule: `replicate`, `fsdp` (the largest axis that the mesh's `data` axis
 # divides), or `model` (likewise for the `model` axis, and the largest axis
 # that is left for `data`).
+DISTRIBUTED = ("off", "auto", "manual")
 RULES = ("replicate", "fsdp", "model")
 
 
@@ -143,8 +144,9 @@ def start_cluster(
   """Joins the other processes of a run, where there are any.
 
   Args:
-    distributed: `off`, one process; `auto`, what Cloud TPU, Slurm or another
-      cluster that JAX knows tells of itself; `manual`, the arguments below.
+    distributed: `off`, one process (or `manual`, where an address is given);
+      `auto`, what Cloud TPU, Slurm or another cluster that JAX knows tells of
+      itself; `manual`, the arguments below.
     coordinator_address: HOST:PORT of process 0.
     num_processes: of the whole run.
     process_id: this one's number.
@@ -153,6 +155,8 @@ def start_cluster(
     UserError: the arguments do not fit, or no cluster is found.
   """
   given = (coordinator_address, num_processes, process_id)
+  if distributed == "off" and coordinator_address is not None:
+    distributed = "manual"
   if distributed == "manual":
     if any(value is None for value in given):
       raise UserError(

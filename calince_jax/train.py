@@ -5,10 +5,11 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from calince_jax import (
   build,
@@ -31,29 +32,52 @@ from calince_jax import (
 from calince_jax.errors import UserError
 from calince_jax.monitor import Monitor
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "see configs/")
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run is kept")
-DISTRIBUTED = flags.DEFINE_enum(
-  "distributed", "off", ["off", "auto", "manual"], "how processes find together"
-)
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "of the whole run")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "of this process")
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """The command line; `define_flags` says what each is."""
+
+  workdir: str
+  config: ConfigDict
+  distributed: str = "off"
+  coordinator_address: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
 
 
-def main(argv: list[str]) -> None:
-  """Mesh, data, model, state, loop."""
+def define_flags() -> None:
+  """Defines the command line."""
+  config_flags.DEFINE_config_file("config", None, "see configs/")
+  flags.DEFINE_string("workdir", None, "where the run is kept")
+  flags.DEFINE_enum(
+    "distributed",
+    Options.distributed,
+    sharding.DISTRIBUTED,
+    "how the processes of a run find each other",
+  )
+  flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0")
+  flags.DEFINE_integer("num_processes", None, "of the whole run")
+  flags.DEFINE_integer("process_id", None, "of this process")
+  flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line."""
   del argv
-  if CONFIG.value is None or not WORKDIR.value:
-    raise UserError("give --config=configs/cali_nce.py and --workdir=DIR")
-  config, workdir = CONFIG.value.to_dict(), WORKDIR.value
-  build.check_numbers(config)
+  names = [field.name for field in dataclasses.fields(Options)]
   compile_cache.enable()
+  train(Options(**{name: flags.FLAGS[name].value for name in names}))
+
+
+def train(options: Options) -> None:
+  """Mesh, data, model, state, loop."""
+  config, workdir = options.config.to_dict(), options.workdir
+  build.check_numbers(config)
   sharding.start_cluster(
-    "manual" if COORDINATOR.value else DISTRIBUTED.value,
-    COORDINATOR.value,
-    NUM_PROCESSES.value,
-    PROCESS_ID.value,
+    options.distributed,
+    options.coordinator_address,
+    options.num_processes,
+    options.process_id,
   )
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   sharding.check_batch_size(config["batch_size"], mesh)
@@ -250,4 +274,5 @@ def say_what_runs(
 
 
 if __name__ == "__main__":
+  define_flags()
   errors.run(main)

@@ -187,7 +187,8 @@ class _TimedFrames:
     while True:
       try:
         frame = next(decoded, None)
-      except (av.error.FFmpegError, MemoryError) as error:
+      except (av.error.FFmpegError, MemoryError, IndexError) as error:
+        # IndexError: PyAV's own, where streams appear on the way.
         self.error = error
         return
       if frame is None:
@@ -244,6 +245,8 @@ def _check_end(
 
 def _explain_undecoded(timed: _TimedFrames) -> ClipError:
   why = message(timed.error)
+  if isinstance(timed.error, IndexError):
+    why = "its streams change on the way"
   if not timed.count:
     return ClipError(
       "does not decode",

@@ -18,7 +18,7 @@ MAX_TRAINING_TEXTS = 1_000_000
 def train_tokenizer(
   texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int = 8000
 ) -> None:
-  """Trains a unigram model on captions and writes it, whole or not at all.
+  """Trains a byte-pair model on captions and writes it, whole or not at all.
 
   The same texts give the same bytes. Text is lower-cased and normalised
   (nmt_nfkc_cf). Of more than MAX_TRAINING_TEXTS texts every k-th is used.
@@ -40,7 +40,7 @@ def train_tokenizer(
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts),
       model_writer=model,
-      model_type="unigram",
+      model_type="bpe",
       vocab_size=vocab_size,
       hard_vocab_limit=False,
       max_sentence_length=65536,  # bytes; longer texts are left out

@@ -58,7 +58,6 @@ def open_video(path: str) -> Any:
         "format_whitelist": _ALLOWED_FORMATS,
         "protocol_whitelist": "file",
       },
-      options={"max_pixels": str(MAX_PIXELS)},
       metadata_errors="replace",
     )
   except (av.error.FFmpegError, ValueError, UnicodeError) as error:

@@ -62,9 +62,8 @@ def test_a_caption_cannot_mask(model):
   assert MASK not in ids
   assert (ids == UNK).sum() >= 2
   # The piece is there for the objective.
-  assert (
-    "[MASK]" in lib.Tokenizer(model).decode(np.array([[BOS, MASK, EOS]]))[0]
-  )
+  masked = np.array([[BOS, MASK, EOS]])
+  assert "[MASK]" in lib.Tokenizer(model).decode(masked)[0]
 
 
 def test_no_texts(model):
@@ -105,7 +104,7 @@ def test_errors_are_clear(tmp_path, model):
   assert not (tmp_path / "m").exists()
   with pytest.raises(UserError, match="No such file"):
     lib.Tokenizer(tmp_path / "none")
-  for content in (b"", b"no model" * 50, model.read_bytes()[:100]):
+  for content in (b"", b"no model" * 50, model.read_bytes()[:-100]):
     (tmp_path / "bad").write_bytes(content)
     with pytest.raises(UserError, match=r"not a SentencePiece|begins with"):
       lib.Tokenizer(tmp_path / "bad")

@@ -1,0 +1,108 @@
+"""Makes one page of what a run has shown so far.
+
+    python -m calince_jax.report --workdir=DIR [--out=DIR/report.html]
+
+It reads config.json, metrics.jsonl and eval/*.json of the run, those that are
+there, and starts no model.
+"""
+
+import datetime
+import json
+import os
+import shlex
+from pathlib import Path
+
+from absl import flags
+
+from calince_jax import errors
+from calince_jax.errors import UserError
+from calince_jax.evals import report
+
+
+def define_flags() -> None:
+  """Defines the command line."""
+  flags.DEFINE_string("workdir", None, "of the run")
+  flags.DEFINE_string("out", None, "default: WORKDIR/report.html")
+  flags.mark_flags_as_required(["workdir"])
+
+
+def main(argv: list[str]) -> None:
+  """Reads, renders, writes, and prints the path."""
+  del argv
+  workdir = Path(flags.FLAGS.workdir)
+  out = Path(flags.FLAGS.out or workdir / "report.html")
+  page = report.render(read_run(workdir))
+  if not out.parent.is_dir():
+    raise UserError(f"--out={out}: there is no folder {out.parent}")
+  unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+  unfinished.write_text(page, encoding="utf-8")
+  unfinished.replace(out)
+  print(f"wrote {out}", flush=True)
+
+
+def read_run(workdir: Path) -> dict:
+  """What `report.render` takes.
+
+  Raises:
+    UserError: there is nothing to report, or a file is not JSON.
+  """
+  run = {"config": read_config(workdir / "config.json")}
+  run["metrics"] = read_metrics(workdir / "metrics.jsonl")
+  for task in report.TASKS:
+    run[task] = read_json(workdir / "eval" / f"{task}.json")
+  if not any(run.values()):
+    raise UserError(
+      f"{workdir} holds no config.json, no metrics.jsonl and no eval/*.json; "
+      "is it the --workdir of a training run?"
+    )
+  return run | {
+    "name": workdir.resolve().name,
+    "workdir": shlex.quote(str(workdir)),
+    "date": datetime.date.today().isoformat(),
+  }
+
+
+def read_json(path: Path) -> dict | None:
+  """The object in a file, None where there is no file."""
+  if not path.exists():
+    return None
+  return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def read_config(path: Path) -> dict | None:
+  """The configuration in a run's config.json, None where there is no file."""
+  document = read_json(path)
+  if document is None:
+    return None
+  if "config" not in document:
+    raise UserError(f"{path}: not the config.json of a run, no key 'config'")
+  return document["config"]
+
+
+def read_metrics(path: Path) -> list[dict]:
+  """The rows of metrics.jsonl by rising step, [] where there is no file.
+
+  Where a step stands twice, because a run went on from an older checkpoint,
+  the later line counts. A last line without its end is still being written.
+  """
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+  rows = [_parse(line, f"{path}, line {i + 1}") for i, line in enumerate(lines)]
+  by_step = {row["step"]: row for row in rows}
+  return [by_step[step] for step in sorted(by_step)]
+
+
+def _parse(text: str, where: str) -> dict:
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{where}: not JSON ({error})") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{where}: not a JSON object")
+  return value
+
+
+if __name__ == "__main__":
+  define_flags()
+  errors.run(main)

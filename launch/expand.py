@@ -1,0 +1,138 @@
+"""A config's `sweep()` as named, checked runs: one command line each."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from calince_jax.errors import UserError
+from launch.workers import Command
+
+MAX_NAME = 200  # bytes; file systems allow 255
+
+
+@dataclass(frozen=True)
+class Run:
+  """One run of a sweep: its folder's name, overrides, and commands in order."""
+
+  name: str
+  overrides: dict[str, Any]
+  commands: tuple[Command, ...]
+
+
+def expand(
+  config: str,
+  shared: Mapping[str, Any],
+  *,
+  workdir: str,
+  evaluate: str | None = None,
+) -> list[Run]:
+  """The runs of a config's `sweep()`, all of them checked.
+
+  Args:
+    config: the value of --config, a path with or without `:argument`.
+    shared: overrides of every run, dotted keys.
+    workdir: run NAME lives in WORKDIR/NAME.
+    evaluate: flags of a `calince_jax.evaluate` after training, or None.
+
+  Raises:
+    UserError: there is no sweep(), it yields something that is no dict of
+      overrides, an override that the config does not take, or a run twice.
+  """
+  sweep = list(_sweep_of(config)())
+  if not sweep:
+    raise UserError(f"sweep() of {config} yields nothing")
+  for overrides in sweep:
+    if not isinstance(overrides, dict):
+      raise UserError(
+        f"sweep() of {config} yields {overrides!r}; it must yield dicts of"
+        ' overrides, such as {"seed": 0}'
+      )
+  names = run_names(sweep)
+  module = (sys.executable, "-m")
+  runs = []
+  for name, overrides in zip(names, sweep, strict=True):
+    twice = sorted(shared.keys() & overrides.keys())
+    if twice:
+      raise UserError(f"{twice[0]!r} is set by sweep() and by --config.*")
+    words = [
+      f"--config.{key}={value}"
+      for key, value in {**shared, **overrides}.items()
+    ]
+    check_overrides(config, words, name)
+    folder = f"--workdir={workdir}/{name}"
+    train = (*module, "calince_jax.train", f"--config={config}", *words, folder)
+    commands = [train]
+    if evaluate is not None:
+      extra = shlex.split(evaluate)
+      commands.append((*module, "calince_jax.evaluate", folder, *extra))
+    runs.append(Run(name, overrides, tuple(commands)))
+  return runs
+
+
+def _sweep_of(config: str) -> Callable[[], Iterable[dict[str, Any]]]:
+  path = config.split(":", 1)[0]
+  spec = importlib.util.spec_from_file_location("sweep_config", path)
+  if spec is None or not Path(path).is_file():
+    raise UserError(f"--config={config}: there is no Python file {path}")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "sweep"):
+    raise UserError(
+      f"{path} has no sweep(): write a function beside get_config() that yields"
+      ' dicts of overrides, such as {"seed": 0}'
+    )
+  return module.sweep
+
+
+def run_names(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
+  """`seed=0,power=2`: folder names made of the overrides.
+
+  The last part of a dotted key stands for it where that is unambiguous.
+
+  Raises:
+    UserError: two runs would have one name, or a name is too long.
+  """
+  keys = {key for overrides in sweep for key in overrides}
+  lasts = [key.split(".")[-1] for key in keys]
+
+  def name(overrides):
+    parts = []
+    for key, value in overrides.items():
+      last = key.split(".")[-1]
+      short = last if lasts.count(last) == 1 else key
+      plain = re.sub(r"[^\w.+-]+", "_", str(value))
+      parts.append(f"{short}={plain}")
+    return ",".join(parts) or "default"
+
+  names = [name(overrides) for overrides in sweep]
+  for i, this in enumerate(names):
+    if this in names[:i]:
+      raise UserError(
+        f"sweep() yields two runs of one name: {this}"
+        f" ({sweep[names.index(this)]} and {sweep[i]})"
+      )
+    if len(this.encode()) > MAX_NAME:
+      raise UserError(f"sweep() yields a run with too long a name: {this}")
+  return names
+
+
+def check_overrides(config: str, words: Sequence[str], name: str) -> None:
+  """UserError unless train would take these flags (its parser decides)."""
+  argv = ["train", f"--config={config}", *words]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    raise UserError(
+      f"run {name} of sweep(): {config} does not take {shlex.join(words)}:"
+      f" {str(error).splitlines()[0]}"
+    ) from error

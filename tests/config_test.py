@@ -1,0 +1,122 @@
+"""Every configuration builds a train step, and a wrong one says so."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from calince_jax import build, sharding, train_step
+from calince_jax.errors import UserError
+
+CONFIGS = sorted(
+  path
+  for path in (Path(__file__).parent.parent / "configs").glob("*.py")
+  if path.stem != "__init__"
+)
+
+
+def load(path, *argument):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*argument)
+
+
+def step_shapes(config):
+  """The shapes of a state and its metrics after one step, nothing computed."""
+  model = build.model_config(config, vocab_size=1000).build()
+  tx, _ = build.optimizer(config)
+  step = train_step.make_train_step(
+    model, tx, build.objective(config), ema_decay=0.9, seed=0
+  )
+  state = jax.eval_shape(lambda: train_step.init_state(model, tx, 0))
+  batch = train_step.dummy_batch(model.config, 8)
+  return state, *jax.eval_shape(step, state, batch)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_train_step_of_every_config(path):
+  config = load(path).to_dict()
+  build.check_numbers(config)
+  build.sampling(config)
+  before, after, metrics = step_shapes(config)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), after
+  )
+  assert metrics["loss"].shape == ()
+  params = {x.dtype.name for x in jax.tree.leaves(before.params)}
+  assert params == {"float32"}
+  mesh = sharding.make_mesh()
+  sharding.shardings(before, mesh, config["sharding"]["rules"])
+
+
+@pytest.mark.parametrize("method", ["cali_nce", "cotrain", "infonce"])
+def test_the_quickstart_takes_a_method(method):
+  path = CONFIGS[0].with_name("quickstart.py")
+  ours, named = load(path, method), load(path.with_name(f"{method}.py"))
+  assert ours.objective.to_dict() == named.objective.to_dict()
+
+
+def test_the_methods_differ_in_the_objective_alone():
+  folder = CONFIGS[0].parent
+  loaded = [
+    load(folder / f"{name}.py").to_dict()
+    for name in ("cali_nce", "cotrain", "infonce")
+  ]
+  objectives = [config.pop("objective") for config in loaded]
+  assert loaded[0] == loaded[1] == loaded[2]
+  assert objectives[0] != objectives[1] != objectives[2] != objectives[0]
+
+
+def test_every_key_has_a_comment():
+  lines = (CONFIGS[0].with_name("base.py")).read_text().splitlines()
+  for number, line in enumerate(lines):
+    if line.startswith("  config.") and "ConfigDict()" not in line:
+      named = line.split("=")[0]
+      above = number - 1
+      # One comment may stand for a group of keys that it leads.
+      while lines[above].startswith("  config.") and "#" not in lines[above]:
+        above -= 1
+      assert "#" in line or "#" in lines[above], f"{named} has no comment"
+
+
+def test_a_misspelt_key_is_an_error():
+  config = load(CONFIGS[0].with_name("base.py"))
+  with pytest.raises(AttributeError, match="batchsize"):
+    config.batchsize = 3
+
+
+@pytest.mark.parametrize(
+  "key, value, message",
+  [
+    ("model.head", "magic", "bilinear"),
+    ("model.predictive_task", "magic", "masked_text"),
+    ("model.pooling", "max", "mean"),
+    ("model.remat", "some", "dots"),
+    ("model.video_size", "XXL", "Ti"),
+    ("model.dtype", "float8", "bfloat16"),
+    ("objective.confidence", "trust", "posterior"),
+    ("data.frames", "all", "uniform"),
+    ("data.num_frames", 7, "tubelets"),
+    ("data.image_size", 100, "tubelets"),
+    ("optimizer.warmup_share", 1.5, "warmup_steps"),
+    ("data.weights", "1,x", "weights"),
+    ("data.weights", "1,2", "2 weights for 1"),
+    ("data.datasets", "", "config.data.datasets"),
+    ("batch_size", 0, "at least 1"),
+  ],
+)
+def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
+  config = load(CONFIGS[0].with_name("base.py"))
+  config.data.datasets = "somewhere"
+  with config.unlocked():
+    config.update_from_flattened_dict({key: value})
+  config = config.to_dict()
+  with pytest.raises(UserError, match=message):
+    build.check_numbers(config)
+    build.data_mix(config)
+    build.sampling(config)
+    build.model_config(config, 100)
+    build.objective(config)
+    build.optimizer(config)

@@ -1,0 +1,264 @@
+"""The model's parts: shapes, masks, time, choices, remat and scan."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from calince_jax.models import transformer
+from calince_jax.models.cali_nce import MASK_ID, ModelConfig
+
+CONFIG = ModelConfig(
+  num_frames=4,
+  image_size=32,
+  vocab_size=40,
+  text_length=8,
+  video_size="mu",
+  text_size="mu",
+  temporal_depth=1,
+  embedding_dim=16,
+  dtype="float32",
+  predictive_depth=1,
+  head_hidden=16,
+)
+K = 3
+
+
+@pytest.fixture
+def batch(rng):
+  return {
+    "video": jnp.asarray(rng.integers(0, 256, (5, 4, 32, 32, 3)), jnp.uint8),
+    "text_ids": jnp.asarray(rng.integers(5, 40, (5, 8)), jnp.int32),
+    "text_mask": jnp.asarray(
+      np.arange(8) < np.array([[8], [3], [5], [8], [4]])
+    ),
+  }
+
+
+def run(config, batch, *, params=None, seed=0):
+  model, key = config.build(), jax.random.key(seed)
+  streams = {"params": key, "negatives": key, "masking": key, "dropout": key}
+
+  @jax.jit
+  def both(params):
+    if params is None:
+      params = model.init(streams, batch, num_negatives=K)
+    return params, model.apply(params, batch, num_negatives=K, rngs=streams)
+
+  return both(params)
+
+
+def test_outputs(batch):
+  params, out = run(CONFIG, batch)
+  assert out["video"].shape == out["text"].shape == (5, 16)
+  assert out["correspondence"].shape == (5, 1 + K)
+  assert out["prediction"]["logits"].shape == (5, 8, 40)
+  for name in ("video", "text"):
+    np.testing.assert_allclose(np.linalg.norm(out[name], axis=1), 1, rtol=1e-4)
+  np.testing.assert_allclose(out["logit_scale"], 14.3, rtol=1e-5)
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
+
+
+@pytest.mark.parametrize("task", ["caption", "latent"])
+def test_predictive_tasks(batch, task):
+  _, out = run(dataclasses.replace(CONFIG, predictive_task=task), batch)
+  prediction = out["prediction"]
+  if task == "caption":
+    # Token n is predicted at place n - 1, up to the last real one.
+    np.testing.assert_array_equal(
+      prediction["targets"][:, :-1], batch["text_ids"][:, 1:]
+    )
+    np.testing.assert_array_equal(
+      prediction["mask"].sum(axis=1), batch["text_mask"].sum(axis=1) - 1
+    )
+  else:
+    assert prediction["prediction"].shape == (5, 16)
+
+
+def test_a_caption_is_predicted_from_what_stands_before(batch):
+  config = dataclasses.replace(CONFIG, predictive_task="caption")
+  params, out = run(config, batch)
+  changed = batch | {"text_ids": batch["text_ids"].at[:, 5].set(7)}
+  _, other = run(config, changed, params=params)
+  a, b = (x["prediction"]["logits"] for x in (out, other))
+  np.testing.assert_allclose(a[0, :5], b[0, :5], atol=1e-5)
+  assert np.abs(a[0, 5] - b[0, 5]).max() > 1e-3
+
+
+def test_masked_words_are_hidden_and_real(batch):
+  params, out = run(CONFIG, batch)
+  chosen = np.asarray(out["prediction"]["mask"])
+  assert (chosen.sum(axis=1) >= 1).all()
+  assert not (chosen & ~np.asarray(batch["text_mask"])).any()
+  hidden = batch | {
+    "text_ids": jnp.where(chosen, MASK_ID + 3, batch["text_ids"])
+  }
+  _, other = run(CONFIG, hidden, params=params)
+  # The same words are masked, whatever they are: the logits cannot tell.
+  np.testing.assert_array_equal(chosen, other["prediction"]["mask"])
+  np.testing.assert_allclose(
+    out["prediction"]["logits"], other["prediction"]["logits"], atol=1e-5
+  )
+
+
+def test_the_predictive_head_looks_at_the_video(batch):
+  params, out = run(CONFIG, batch)
+  _, other = run(CONFIG, batch | {"video": 255 - batch["video"]}, params=params)
+  a, b = (x["prediction"]["logits"] for x in (out, other))
+  assert np.abs(a - b).max() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", transformer.POOLINGS)
+def test_padding_changes_nothing(batch, pooling):
+  config = dataclasses.replace(CONFIG, pooling=pooling)
+  params, out = run(config, batch)
+  ids = jnp.where(batch["text_mask"], batch["text_ids"], 9)
+  _, other = run(config, batch | {"text_ids": ids}, params=params)
+  np.testing.assert_allclose(out["text"], other["text"], atol=1e-6)
+
+
+def test_the_order_of_time_matters(batch):
+  params, out = run(CONFIG, batch)
+  _, other = run(
+    CONFIG, batch | {"video": batch["video"][:, ::-1]}, params=params
+  )
+  assert np.abs(out["video"] - other["video"]).max() > 1e-3
+
+
+def test_negatives_are_other_texts(batch):
+  config = dataclasses.replace(CONFIG, head="cosine")
+  _, out = run(config, batch)
+  cosine = out["video"] @ out["text"].T
+  logits = out["correspondence"] / 10.0
+  np.testing.assert_allclose(logits[:, 0], jnp.diagonal(cosine), atol=1e-5)
+  for i in range(5):
+    others = np.delete(np.asarray(cosine[i]), i)
+    used = np.asarray(logits[i, 1:])
+    distance = np.abs(used[:, None] - others[None]).min(axis=1)
+    assert (distance < 1e-5).all()
+    assert len(np.unique(used.round(5))) == K  # K different ones
+
+
+def test_more_negatives_than_there_are(batch):
+  one = jax.tree.map(lambda x: x[:1], batch)
+  _, out = run(CONFIG, one)
+  assert out["correspondence"].shape == (1, 1)
+
+
+@pytest.mark.parametrize("head", ["mlp", "bilinear", "cosine", "fusion"])
+def test_heads_depend_on_both_sides(batch, head):
+  config = dataclasses.replace(CONFIG, head=head)
+  model = config.build()
+  params, _ = run(config, batch)
+  params = jax.tree.map(lambda x: x + 0.05, params)  # off the zero start
+
+  @jax.jit
+  def logits(batch):
+    def both(model):
+      return model.correspondence(
+        model.encode_video(batch["video"]),
+        model.encode_text(batch["text_ids"], batch["text_mask"]),
+      )
+
+    return model.apply(params, method=both)
+
+  plain = logits(batch)
+  assert plain.shape == (5,)
+  other_video = logits(batch | {"video": 255 - batch["video"]})
+  other_text = logits(batch | {"text_ids": batch["text_ids"][::-1]})
+  assert np.abs(plain - other_video).max() > 1e-5
+  assert np.abs(plain - other_text).max() > 1e-5
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_number(batch, scan, remat):
+  def loss_and_grad(config, params):
+    model = config.build()
+
+    @jax.jit
+    def function(params):
+      out = model.apply(params, batch["video"], method=model.encode_video)[
+        "embedding"
+      ]
+      return (out * jnp.arange(16)).sum()
+
+    return jax.value_and_grad(function)(params)
+
+  config = dataclasses.replace(CONFIG, scan=scan)
+  params, _ = run(config, batch)
+  plain = loss_and_grad(config, params)
+  again = loss_and_grad(dataclasses.replace(config, remat=remat), params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    plain,
+    again,
+  )
+
+
+def test_scan_equals_blocks_one_by_one(batch):
+  size = dataclasses.replace(transformer.SIZES["mu"], depth=2)
+  x = jnp.linspace(-1, 1, 2 * 5 * 32).reshape(2, 5, 32)
+
+  def stack(scan):
+    return transformer.Transformer(size.depth, size.num_heads, scan=scan)
+
+  scanned = stack(True).init(jax.random.key(0), x)["params"]
+  plain = {"norm": scanned["norm"]} | {
+    f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], scanned["blocks"])
+    for i in range(2)
+  }
+  np.testing.assert_allclose(
+    stack(True).apply({"params": scanned}, x),
+    stack(False).apply({"params": plain}, x),
+    atol=1e-5,
+  )
+
+
+def test_bfloat16_computes_close_to_float32(batch):
+  params, out = run(CONFIG, batch)
+  _, half = run(
+    dataclasses.replace(CONFIG, dtype="bfloat16"), batch, params=params
+  )
+  assert half["video"].dtype == jnp.float32
+  difference = np.abs(out["video"] - half["video"]).max()
+  assert 1e-5 < difference < 0.05
+
+
+def test_dropout_needs_to_be_asked_for(batch):
+  config = dataclasses.replace(CONFIG, dropout=0.5)
+  params, plain = run(config, batch)
+  model, key = config.build(), jax.random.key(1)
+  noisy = model.apply(
+    params,
+    batch,
+    num_negatives=K,
+    deterministic=False,
+    rngs={"dropout": key, "negatives": key, "masking": key},
+  )
+  assert np.abs(plain["video"] - noisy["video"]).max() > 1e-3
+
+
+def test_the_temperature_is_clamped(batch):
+  params, _ = run(CONFIG, batch)
+  params["params"]["log_logit_scale"] = jnp.float32(9.0)
+  _, out = run(CONFIG, batch, params=params)
+  np.testing.assert_allclose(out["logit_scale"], 100, rtol=1e-4)
+
+
+def test_clips_that_cannot_be_cut_are_named(batch):
+  with pytest.raises(ValueError, match="tubelets"):
+    run(CONFIG, batch | {"video": batch["video"][:, :3]})
+
+
+@pytest.mark.parametrize("name", ["Ti", "S", "B", "L"])
+def test_the_sizes_of_the_field(name):
+  million = {"Ti": 5.4, "S": 21.3, "B": 85.1, "L": 302.3}[name]
+  size = transformer.size(name)
+  stack = transformer.Transformer(size.depth, size.num_heads)
+  x = jax.ShapeDtypeStruct((1, 4, size.width), jnp.float32)
+  params = jax.eval_shape(stack.init, jax.random.key(0), x)
+  count = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+  assert abs(count - million) < 0.1 * million
