@@ -14,16 +14,15 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from calince_jax import build, errors, sharding, train_step
+from calince_jax import build, command_line, sharding, train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
 STEPS = flags.DEFINE_integer("steps", 10, "timed steps")
 VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Compiles, runs, prints."""
-  del argv
   config = CONFIG.value.to_dict()
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   sharding.check_batch_size(config["batch_size"], mesh)
@@ -74,4 +73,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command_line.run(main)

@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from absl import flags
 
-from calince_jax import build, compile_cache, encode_clips, errors
+from calince_jax import build, command_line, compile_cache, encode_clips
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.errors import UserError, check_choice
 from calince_jax.evals import calibration, ranks, recognition, retrieval
@@ -74,16 +74,9 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["workdir"])
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command line."""
-  del argv
-  names = [field.name for field in dataclasses.fields(Options)]
-  compile_cache.enable()
-  evaluate(Options(**{name: flags.FLAGS[name].value for name in names}))
-
-
 def evaluate(options: Options) -> dict[str, dict[str, Any]]:
   """Runs the tasks; writes and prints what each gives, and returns it all."""
+  compile_cache.enable()
   names = options.task.split(",")
   for name in names:
     check_choice("--task", name, list(TASKS))
@@ -345,4 +338,4 @@ def print_table(task: str, result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  command_line.run(lambda: evaluate(command_line.options(Options)))

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import orbax.checkpoint as ocp
 from absl import flags
 from safetensors.numpy import save_file
 
-from calince_jax import build, compile_cache, errors, inference
+from calince_jax import build, command_line, compile_cache, inference
 from calince_jax.errors import UserError
 from calince_jax.inference import VideoTextModel
 from calince_jax.run_model import PARAMS, open_run
@@ -48,16 +47,9 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["workdir", "out"])
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command line."""
-  del argv
-  names = [field.name for field in dataclasses.fields(Options)]
-  compile_cache.enable()
-  export(Options(**{name: flags.FLAGS[name].value for name in names}))
-
-
 def export(options: Options) -> Path:
   """Writes to a folder beside `out`, checks it, and renames it."""
+  compile_cache.enable()
   out = Path(options.out).resolve()
   if out.exists():
     raise UserError(f"{out} exists already; choose another --out or delete it")
@@ -180,4 +172,4 @@ def model_card(
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  command_line.run(lambda: export(command_line.options(Options)))

@@ -21,7 +21,7 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from calince_jax import errors
+from calince_jax import command_line
 from calince_jax.data import clip_dataset, decode_workers
 from calince_jax.data.frames import Encoding
 from calince_jax.data.ledger import Ledger
@@ -87,18 +87,6 @@ def define_flags() -> None:
   number("memory_limit_mb", default.memory_limit_mb, "of one process", 1)
   real("max_bad_fraction", default.max_bad_fraction, "else it stops", 0.0, 1.0)
   flags.mark_flags_as_required(["manifest", "out"])
-
-
-def main(argv: Sequence[str]) -> None:
-  """Runs the command line."""
-  del argv
-  names = [field.name for field in dataclasses.fields(Options)]
-  try:
-    prepare(Options(**{name: flags.FLAGS[name].value for name in names}))
-  except KeyboardInterrupt:
-    raise UserError("interrupted; the same command continues") from None
-  except OSError as error:
-    raise UserError(f"{error.filename}: {error.strerror}") from None
 
 
 def prepare(options: Options) -> clip_dataset.DatasetInfo:
@@ -308,4 +296,4 @@ def _print_summary(
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  command_line.run(lambda: prepare(command_line.options(Options)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from calince_jax import errors
+from calince_jax import command_line
 from calince_jax.errors import UserError
 from calince_jax.evals import report
 
@@ -26,9 +26,8 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["workdir"])
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Reads, renders, writes, and prints the path."""
-  del argv
   workdir = Path(flags.FLAGS.workdir)
   out = Path(flags.FLAGS.out or workdir / "report.html")
   page = report.render(read_run(workdir))
@@ -105,4 +104,4 @@ def _parse(text: str, where: str) -> dict:
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  command_line.run(main)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict, config_flags
 from calince_jax import (
   build,
   checkpoint,
+  command_line,
   compile_cache,
-  errors,
   sharding,
   train_step,
 )
@@ -61,16 +61,9 @@ def define_flags() -> None:
   flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command line."""
-  del argv
-  names = [field.name for field in dataclasses.fields(Options)]
-  compile_cache.enable()
-  train(Options(**{name: flags.FLAGS[name].value for name in names}))
-
-
 def train(options: Options) -> None:
   """Mesh, data, model, state, loop."""
+  compile_cache.enable()
   config, workdir = options.config.to_dict(), options.workdir
   build.check_numbers(config)
   sharding.start_cluster(
@@ -275,4 +268,4 @@ def say_what_runs(
 
 if __name__ == "__main__":
   define_flags()
-  errors.run(main)
+  command_line.run(lambda: train(command_line.options(Options)))

@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from calince_jax import errors
+from calince_jax import command_line
 from calince_jax.errors import UserError
 from launch import table
 from launch.expand import expand
@@ -42,9 +42,8 @@ METRICS = flags.DEFINE_list(
 )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints the commands, or runs them and collects the table."""
-  del argv
   if CONFIG.value is None or not WORKDIR.value:
     raise UserError("give --config=FILE and --workdir=DIR")
   here = RUN.value or COLLECT.value
@@ -85,4 +84,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  errors.run(main)
+  command_line.run(main)

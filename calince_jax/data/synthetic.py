@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from calince_jax import errors
+from calince_jax import command_line, errors
 from calince_jax.data import (
   synthetic_caption,
   synthetic_scene,
@@ -262,8 +262,7 @@ def _write_text(path: Path, text: str) -> None:
   os.replace(part, path)
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
+def main() -> None:
   names = (
     "num_clips mismatch seed size num_val num_test max_objects num_workers"
   )
@@ -281,4 +280,4 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_test", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("max_objects", 3, "Things in a clip, at most.")
   flags.DEFINE_integer("num_workers", 2, "Processes.")
-  errors.run(main)
+  command_line.run(main)

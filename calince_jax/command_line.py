@@ -1,0 +1,57 @@
+"""How every entry point starts, and how bad input ends it."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from absl import app, flags, logging
+
+from calince_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[], object]) -> None:
+  """Parses the flags and runs `main`; bad input ends in a line and status 2."""
+
+  def guarded(argv):
+    if len(argv) > 1:
+      _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    if not any("verbosity" in word for word in sys.argv):
+      # The libraries' own remarks would hide the lines of progress.
+      logging.set_verbosity(logging.ERROR)
+    try:
+      main()
+    except UserError as error:
+      _fail(error)
+    except OSError as error:
+      # A full disk, a folder that may not be written, a missing config file.
+      last_line = str(error).splitlines()[-1].strip()
+      _fail(f"{error.filename}: {error.strerror}" if error.errno else last_line)
+    except KeyboardInterrupt:
+      _fail("interrupted; the same command goes on where it was")
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def options(kind: type[T]) -> T:
+  """The flags as a dataclass whose fields have their names."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: flags.FLAGS[name].value for name in names})
+
+
+def _parse(argv):
+  # ml_collections lets these pass as they are.
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (KeyError, AttributeError) as error:
+    key = str(error).strip("\"'")
+    _fail(f"the configuration has no key {key!r}; see configs/base.py")
+  except (UserError, TypeError, ValueError) as error:
+    _fail(f"the configuration: {error}")
+
+
+def _fail(error: object) -> None:
+  print(f"error: {error}", file=sys.stderr, flush=True)
+  sys.exit(2)
