@@ -112,7 +112,7 @@ class _Active:
   def signal(self, number: int) -> None:
     """To the command and all that it has started."""
     if self._process.poll() is None:
-      self._process.send_signal(number)
+      os.killpg(self._process.pid, number)
 
   def wait(self, seconds: float) -> None:
     """Until the command has ended, or so long."""
