@@ -30,13 +30,15 @@ def main() -> None:
   """Reads, renders, writes, and prints the path."""
   workdir = Path(flags.FLAGS.workdir)
   out = Path(flags.FLAGS.out or workdir / "report.html")
-  page = report.render(read_run(workdir))
+  run = read_run(workdir)
+  page = report.render(run)
   if not out.parent.is_dir():
     raise UserError(f"--out={out}: there is no folder {out.parent}")
   unfinished = out.with_name(f".{out.name}.{os.getpid()}")
   unfinished.write_text(page, encoding="utf-8")
   unfinished.replace(out)
-  print(f"wrote {out}", flush=True)
+  print_summary(run)
+  print(f"\nwrote {out}", flush=True)
 
 
 def read_run(workdir: Path) -> dict:
@@ -59,6 +61,30 @@ def read_run(workdir: Path) -> dict:
     "workdir": shlex.quote(str(workdir)),
     "date": datetime.date.today().isoformat(),
   }
+
+
+HEADLINES = (
+  ("retrieval", [f"t2v_{m}" for m in ("R@1", "R@5", "R@10", "MedR")]),
+  ("retrieval", [f"v2t_{m}" for m in ("R@1", "R@5", "R@10", "MedR")]),
+  ("video_retrieval", ["R@1", "R@5"]),
+  ("recognition", ["top1"]),
+  ("calibration", ["auc", "noise_rate_estimate"]),
+)
+
+
+def print_summary(run: dict) -> None:
+  """The headline numbers of what has been evaluated, chance beside each."""
+  print(f"\n{'':36}{'result':>10}{'chance':>13}")
+  for task, names in HEADLINES:
+    if run[task] is None:
+      continue
+    metrics, chance = run[task]["metrics"], run[task]["chance"]
+    for name in (name for name in names if name in metrics):
+      beside = f"{chance[name]:.2f}" if name in chance else ""
+      if name == "noise_rate_estimate" and "noise_rate_true" in metrics:
+        beside = f"(true {metrics['noise_rate_true']:.2f})"
+      label = f"{task} {name}"
+      print(f"{label:<36}{metrics[name]:>10.2f}{beside:>13}")
 
 
 def read_json(path: Path) -> dict | None:

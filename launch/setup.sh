@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv from the pinned requirements.txt, once for each change of it.
-# Usage: source launch/setup.sh   (leaves $PY, the environment's Python)
+# Usage: source launch/setup.sh   (goes to the repository root and leaves $PY)
 # PYTHON=python3.12 chooses the interpreter; 3.11 or newer is needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PY="$PWD/.venv/bin/python"
+PY=.venv/bin/python
 stamp=".venv/requirements.sha256"
 if ! sha256sum --check --status "$stamp" 2>/dev/null; then
   base="${PYTHON:-python3}"

@@ -2,8 +2,11 @@
 
 import io
 import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -114,6 +117,71 @@ TINY_CONFIG = {
   "model.predictive_depth": 1,
   "model.head_hidden": 16,
 }
+
+
+def tiny_config(
+  dataset: Path,
+  method: str = "cali_nce",
+  changes: Mapping[str, Any] | None = None,
+):
+  """configs/METHOD.py with TINY_CONFIG on `dataset`, and `changes` to that."""
+  import importlib
+
+  config = importlib.import_module(f"configs.{method}").get_config()
+  config.update_from_flattened_dict(
+    {**TINY_CONFIG, "data.datasets": str(dataset), **(changes or {})}
+  )
+  return config
+
+
+def tiny_flags(dataset: Path) -> list[str]:
+  """`tiny_config(dataset)` on a command line."""
+  values = TINY_CONFIG | {"data.datasets": str(dataset)}
+  return ["--config=configs/cali_nce.py"] + [
+    f"--config.{name}={value}" for name, value in values.items()
+  ]
+
+
+def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:
+  """Starts `python -m calince_jax.MODULE FLAGS` from the repository."""
+  count = f"--xla_force_host_platform_device_count={devices}"
+  return subprocess.Popen(
+    [sys.executable, "-m", f"calince_jax.{module}", *flags],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": count},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def wait(process: subprocess.Popen, seconds: float) -> tuple[str, str]:
+  """Its stdout and stderr; it is killed if it takes longer than `seconds`."""
+  try:
+    return process.communicate(timeout=seconds)
+  finally:
+    process.kill()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_dataset, tmp_path_factory) -> Path:
+  """The folder of a run of TINY_CONFIG on 8 devices; do not write to it."""
+  return train_tiny(tmp_path_factory.mktemp("run"), tiny_config(tiny_dataset))
+
+
+@pytest.fixture(scope="session")
+def infonce_run(tiny_dataset, tmp_path_factory) -> Path:
+  """Likewise of InfoNCE alone, one step."""
+  config = tiny_config(tiny_dataset, "infonce", {"total_steps": 1})
+  return train_tiny(tmp_path_factory.mktemp("infonce"), config)
+
+
+def train_tiny(workdir: Path, config) -> Path:
+  """Trains in this process."""
+  from calince_jax import train
+
+  train.train(train.Options(str(workdir), config))
+  return workdir
 
 
 @pytest.fixture
