@@ -6,9 +6,16 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out="${1:-runs/quickstart}"
 
+mkdir -p "$out"
+times="$out/times.csv" # of the first time, when nothing is reused
+[ -e "$times" ] && times=/dev/null
+printf 'installation,%d\n' "$SECONDS" >"$times"
+
 run() {
+  local start="$SECONDS"
   printf '\n+ %s\n' "$*"
   "$@"
+  printf '%s,%d\n' "${3##*.}" $((SECONDS - start)) >>"$times"
 }
 
 # Does the rest unless its result is there already.

@@ -1,0 +1,138 @@
+"""Writes docs/results.md, and the table in README.md, from run folders.
+
+    bash launch/quickstart.sh
+    bash benchmarks/real_clips.sh CLIPS/manifest.csv runs/real
+    python -m calince_jax.prepare --manifest=FILES/manifest.csv \
+      --out=runs/hard --max_bad_fraction=0.6
+    python -m benchmarks.results
+
+A section whose folder is not there keeps its former text.
+"""
+
+import collections
+import csv
+import json
+import re
+from pathlib import Path
+
+from absl import flags
+
+from calince_jax import command_line
+from calince_jax.errors import UserError
+
+ROWS = {
+  "retrieval": [
+    f"{way}_{name}"
+    for way in ("t2v", "v2t")
+    for name in ("R@1", "R@5", "R@10", "MedR")
+  ],
+  "video_retrieval": ["R@1", "R@5", "R@10"],
+  "recognition": ["top1", "mean_class"],
+  "calibration": ["auc", "auc_cosine", "ece", "noise_rate_estimate"],
+}
+
+
+def define_flags() -> None:
+  """Defines the command line."""
+  flags.DEFINE_string("quickstart", "runs/quickstart", "of quickstart.sh")
+  flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
+  flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
+
+
+def main() -> None:
+  """Replaces the text between the marks of each section."""
+  F = flags.FLAGS
+  sections = {
+    "quickstart": (F.quickstart, quickstart),
+    "real": (F.real, lambda folder: table(folder / "run")),
+    "hard": (F.hard, ledger),
+  }
+  for name, (folder, make) in sections.items():
+    if not Path(folder).is_dir():
+      print(f"{name}: no {folder}, the text is kept")
+      continue
+    text = make(Path(folder))
+    for file in ("README.md", "docs/results.md"):
+      if replace(Path(file), name, text):
+        print(f"{name}: written to {file}")
+
+
+def replace(file: Path, name: str, text: str) -> bool:
+  """Puts `text` between `<!-- name -->` and `<!-- /name -->`, if they are."""
+  mark = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+  old = file.read_text()
+  if not mark.search(old):
+    return False
+  file.write_text(mark.sub(lambda m: m[1] + text + "\n" + m[2], old))
+  return True
+
+
+def quickstart(folder: Path) -> str:
+  """The table of the run, and how long each part took."""
+  rows = csv.reader((folder / "times.csv").open())
+  times = {name: int(seconds) for name, seconds in rows}
+  parts = ", ".join(f"{name} {seconds} s" for name, seconds in times.items())
+  total = sum(times.values())
+  return (
+    f"{table(folder / 'run')}\n\n"
+    f"Time: {total // 60} min {total % 60:02d} s ({parts})."
+  )
+
+
+def table(workdir: Path) -> str:
+  """Metrics of a run in Markdown, chance beside each, and the protocol."""
+  lines = ["| | result | chance |", "|---|---|---|"]
+  protocol = {}
+  for task, names in ROWS.items():
+    path = workdir / "eval" / f"{task}.json"
+    if not path.exists():
+      raise UserError(f"{path} is missing; run calince_jax.evaluate")
+    result = json.loads(path.read_text())
+    protocol[task] = result["protocol"]
+    known, chance = result["metrics"], result["chance"]
+    for name in (name for name in names if name in known):
+      if name == "noise_rate_estimate" and "noise_rate_true" not in known:
+        continue
+      beside = f"{chance[name]:.2f}" if name in chance else ""
+      if name == "noise_rate_estimate":
+        beside = f"true {known['noise_rate_true']:.2f}"
+      interval = ""
+      if "intervals" in result:
+        low, high = result["intervals"][name]
+        interval = f" ({low:.1f} to {high:.1f})"
+      lines.append(
+        f"| {task} {name} | {known[name]:.2f}{interval} | {beside} |"
+      )
+  p, q = protocol["retrieval"], protocol["calibration"]
+  lines += [
+    "",
+    f"{p['clips']} clips and {p['queries']} captions of split {p['split']};"
+    f" {p['frames']} frames of {p['resolution']} pixels, {p['views']},"
+    f" {p['dtype']}; {p['params']} of step {p['checkpoint_step']}, seed"
+    f" {p['seed']}; {p['tie_rule']}. Calibration: {q['pairs']} pairs of split"
+    f" {q['split']}.",
+  ]
+  return "\n".join(lines)
+
+
+def ledger(folder: Path) -> str:
+  """How many files could not be used, and why."""
+  info = json.loads((folder / "dataset.json").read_text())
+  used = sum(split["clips"] for split in info["splits"].values())
+  with (folder / "ledger.csv").open(newline="", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  reasons = collections.Counter((row["what"], row["why"]) for row in rows)
+  lines = [
+    f"{used} files usable, {len(rows)} in the ledger:",
+    "",
+    "| files | what | why |",
+    "|---|---|---|",
+  ]
+  for (what, why), count in reasons.most_common():
+    lines.append(f"| {count} | {what} | {why} |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)
