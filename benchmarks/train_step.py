@@ -40,17 +40,14 @@ def main() -> None:
     train_step.dummy_batch(model.config, config["batch_size"]),
     sharding.batch_sharding(mesh),
   )
-  step = jax.jit(
-    train_step.make_train_step(
-      model,
-      tx,
-      build.objective(config),
-      ema_decay=config["optimizer"]["ema_decay"],
-      seed=config["seed"],
-    ),
-    donate_argnums=0,
-    out_shardings=(layout, sharding.replicated(mesh)),
+  step = train_step.make_train_step(
+    model,
+    tx,
+    build.objective(config),
+    ema_decay=config["optimizer"]["ema_decay"],
+    seed=config["seed"],
   )
+  step = train_step.shard_train_step(step, layout, mesh)
   start = time.perf_counter()
   compiled = step.lower(state, batch).compile()
   print(f"compiled in {time.perf_counter() - start:.1f} s")

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
+from etils import epath
 from safetensors.numpy import save_file
 
 from calince_jax import build, command_line, compile_cache, inference
@@ -60,8 +61,9 @@ def export(options: Options) -> Path:
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   write_model(partial, model, config)
-  workdir = Path(options.workdir)
-  shutil.copyfile(workdir / inference.TOKENIZER, partial / inference.TOKENIZER)
+  workdir = epath.Path(options.workdir)
+  tokenizer = (workdir / inference.TOKENIZER).read_bytes()
+  (partial / inference.TOKENIZER).write_bytes(tokenizer)
   card = model_card(out.name, model, step, config, read_results(workdir))
   (partial / "README.md").write_text(card)
   check_equal(model, inference.load(partial))
@@ -106,7 +108,7 @@ def check_equal(model: VideoTextModel, loaded: VideoTextModel) -> None:
       raise RuntimeError(f"the exported model's {name} differs from the run's")
 
 
-def read_results(workdir: Path) -> dict[str, dict[str, Any]]:
+def read_results(workdir: epath.Path) -> dict[str, dict[str, Any]]:
   """What evaluate has written so far, by task."""
   return {
     path.stem: json.loads(path.read_text())

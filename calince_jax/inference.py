@@ -7,6 +7,7 @@ v @ t.T                                      # similarities
 model.score(clips, texts)                    # does text i fit clip i?
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -187,21 +188,39 @@ def load(directory: str | Path) -> VideoTextModel:
       f"{folder} is of format {version}; this calince_jax reads format"
       f" {FORMAT_VERSION}"
     )
-  missing = {"model", "calibration", "preprocessing"} - set(document)
-  if missing:
-    raise UserError(f"{folder / CONFIG} lacks {sorted(missing)}")
+  check_document(document, str(folder / CONFIG))
   config = build.model_from_dict(document["model"])
   try:
     flat = load_file(folder / WEIGHTS)
   except Exception as error:  # safetensors raises a class of its own
     raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+  tokenizer = Tokenizer(folder / TOKENIZER)
+  if tokenizer.vocab_size != config.vocab_size:
+    raise UserError(
+      f"{folder / TOKENIZER} has {tokenizer.vocab_size} pieces, but the model"
+      f" was trained with {config.vocab_size}"
+    )
   return VideoTextModel(
     config,
     strict_params(config, flat, str(folder / WEIGHTS)),
-    Tokenizer(folder / TOKENIZER),
+    tokenizer,
     document["calibration"],
     build.sampling({"data": document["preprocessing"]}),
   )
+
+
+def check_document(document: dict[str, Any], where: str) -> None:
+  """UserError unless an exported config.json says all that `load` reads."""
+  missing = {"model", "calibration", "preprocessing"} - set(document)
+  if missing:
+    raise UserError(f"{where} lacks {sorted(missing)}")
+  for section, known in (
+    ("preprocessing", {field.name for field in dataclasses.fields(Sampling)}),
+    ("calibration", {"trained", "num_negatives", "noise_rate"}),
+  ):
+    wrong = sorted(set(document[section]) ^ known)
+    if wrong:
+      raise UserError(f"{where}: unknown or missing in {section!r}: {wrong}")
 
 
 def strict_params(
@@ -218,16 +237,17 @@ def strict_params(
     functools.partial(init_params, config.build(), seed=0)
   )
   shapes = {
-    path_name(path): leaf.shape
+    path_name(path): (leaf.dtype.name, leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
   }
+  given = {name: (leaf.dtype.name, leaf.shape) for name, leaf in flat.items()}
   problems = {
     "missing": sorted(shapes.keys() - flat.keys()),
     "unexpected": sorted(flat.keys() - shapes.keys()),
     "misshapen": [
-      f"{name} {flat[name].shape}, not {shape}"
+      f"{name} {given[name]}, not {shape}"
       for name, shape in shapes.items()
-      if name in flat and flat[name].shape != shape
+      if name in given and given[name] != shape
     ],
   }
   if any(problems.values()):

@@ -5,10 +5,10 @@ import json
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 # Above this share of the time spent waiting for data, say what to do.
 WAIT_ADVICE = 0.1
@@ -41,15 +41,14 @@ class Monitor:
     self._begin = self._last = time.monotonic()
     self._last_step = self._first_step = first_step
     self._waited = 0.0
-    path = Path(workdir) / "metrics.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [
+    self._path = epath.Path(workdir) / "metrics.jsonl"
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._lines = [
       line
-      for line in read_lines(path)
+      for line in read_lines(self._path)
       if json.loads(line)["step"] <= first_step
     ]
-    path.write_text("".join(line + "\n" for line in kept))
-    self._file = path.open("a")
+    self._path.write_text("".join(line + "\n" for line in self._lines))
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -77,13 +76,21 @@ class Monitor:
       "data_wait_share": min(self._waited / elapsed, 1.0),
       "resident_memory_mib": resident_memory_mib(),
     }
-    self._file.write(json.dumps({"step": step, **row}) + "\n")
-    self._file.flush()
+    self._write(json.dumps({"step": step, **row}))
     self._print(step, row, (self._total - step) / rate)
     if self._writer is not None:
       scalars = {k: v for k, v in row.items() if isinstance(v, (int, float))}
       self._writer.write_scalars(step, scalars)
     self._last, self._last_step, self._waited = now, step, 0.0
+
+  def _write(self, line):
+    self._lines.append(line)
+    if "://" in str(self._path):
+      # A bucket's files cannot be appended to.
+      self._path.write_text("".join(line + "\n" for line in self._lines))
+    else:
+      with self._path.open("a") as file:
+        file.write(line + "\n")
 
   def _print(self, step, row, seconds_left):
     terms = [
@@ -120,12 +127,11 @@ class Monitor:
 
   def close(self) -> None:
     """Flushes everything."""
-    self._file.close()
     if self._writer is not None:
       self._writer.close()
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: epath.Path) -> list[str]:
   """The whole lines of a file, none where there is no file.
 
   A last line without its end was being written when the run was stopped.

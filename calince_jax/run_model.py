@@ -1,10 +1,10 @@
 """The model of a training run, for evaluation and export."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from calince_jax import build, checkpoint
 from calince_jax.data.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def open_run(
   check_choice("params", params, PARAMS)
   config = checkpoint.read_config(workdir)
   step, saved = checkpoint.restore_parts(workdir, step, [params, "histograms"])
-  tokenizer = Tokenizer(Path(workdir) / TOKENIZER)
+  tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = build.objective(config)
   noise_rate = objective.noise_rate
   if noise_rate is None:

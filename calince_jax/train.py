@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from calince_jax import (
@@ -82,22 +82,18 @@ def train(options: Options) -> None:
   layout = sharding.shardings(
     jax.eval_shape(init), mesh, config["sharding"]["rules"]
   )
-  step_function = jax.jit(
-    train_step.make_train_step(
-      model,
-      tx,
-      build.objective(config),
-      ema_decay=config["optimizer"]["ema_decay"],
-      seed=config["seed"],
-    ),
-    donate_argnums=0,
-    in_shardings=(layout, sharding.batch_sharding(mesh)),
-    out_shardings=(layout, sharding.replicated(mesh)),
+  step = train_step.make_train_step(
+    model,
+    tx,
+    build.objective(config),
+    ema_decay=config["optimizer"]["ema_decay"],
+    seed=config["seed"],
   )
+  step_function = train_step.shard_train_step(step, layout, mesh)
 
   if jax.process_index() == 0:
     checkpoint.write_config(workdir, config)
-    shutil.copyfile(data["tokenizer"], Path(workdir) / "tokenizer.model")
+    keep_tokenizer(workdir, data["tokenizer"])
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
@@ -154,6 +150,18 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
   )
+
+
+def keep_tokenizer(workdir: str, path: Path) -> None:
+  """Copies the data's tokenizer to the run, or checks that it is the run's."""
+  kept = epath.Path(workdir) / "tokenizer.model"
+  if not kept.exists():
+    kept.write_bytes(path.read_bytes())
+  elif kept.read_bytes() != path.read_bytes():
+    raise UserError(
+      f"{path} is not the tokenizer that {workdir} began with: its data was"
+      " prepared anew; choose another --workdir"
+    )
 
 
 def start_or_resume(manager: Any, init: Any, layout: Any) -> tuple[Any, int]:
@@ -219,8 +227,8 @@ def check_finite(
     manager.wait_until_finished()
     raise UserError(
       f"{bad} steps in a row had a loss or gradient that is not finite; the"
-      f" last good parameters are saved as step {step}; lower"
-      " config.optimizer.learning_rate"
+      f" last good parameters are saved as step {step}; train in another"
+      " --workdir with a lower config.optimizer.learning_rate"
     )
 
 
@@ -239,7 +247,7 @@ def open_monitor(
     first_step=first_step,
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
-    writer=metric_writers.SummaryWriter(str(Path(workdir) / "tensorboard")),
+    writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
   try:
     yield monitor

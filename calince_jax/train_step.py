@@ -7,7 +7,9 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from calince_jax import sharding
 from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective, co_training_loss
 from calince_jax.models.cali_nce import CaliNCE
@@ -137,6 +139,16 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
+  """`step` jitted over a mesh: the state laid out by `layout` and donated."""
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(layout, sharding.batch_sharding(mesh)),
+    out_shardings=(layout, sharding.replicated(mesh)),
+  )
 
 
 def duplicate_rate(text_ids: jax.Array) -> jax.Array:

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calince_jax.models.cali_nce import ModelConfig
+
 assert jax.device_count() == 8, "the tests need 8 CPU devices"
 
 COLOURS = ("red", "green", "blue", "white")
@@ -182,6 +184,21 @@ def train_tiny(workdir: Path, config) -> Path:
 
   train.train(train.Options(str(workdir), config))
   return workdir
+
+
+TINY_MODEL = ModelConfig(
+  num_frames=4,
+  image_size=32,
+  vocab_size=40,
+  text_length=8,
+  video_size="mu",
+  text_size="mu",
+  temporal_depth=1,
+  embedding_dim=16,
+  dtype="float32",
+  predictive_depth=1,
+  head_hidden=16,
+)
 
 
 @pytest.fixture

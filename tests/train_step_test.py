@@ -1,28 +1,17 @@
 """One step: sharded equals plain, learning, skipping, averaging."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import TINY_MODEL
 
 from calince_jax import optimizer, sharding, train_step
 from calince_jax.losses.objective import Objective
-from calince_jax.models.cali_nce import ModelConfig
 
-MODEL = ModelConfig(
-  num_frames=4,
-  image_size=32,
-  vocab_size=40,
-  text_length=8,
-  video_size="mu",
-  text_size="mu",
-  temporal_depth=1,
-  embedding_dim=16,
-  dtype="float32",
-  predictive_depth=1,
-  head_hidden=16,
-)
 OBJECTIVE = Objective(num_negatives=2, noise_rate=0.3)
 SGD = optax.sgd(0.1)  # Adam's first steps are the gradient's sign: too coarse
 
@@ -37,7 +26,7 @@ def batch_of(rng, n=16):
   }
 
 
-def make_step(tx=SGD, objective=OBJECTIVE, model=MODEL):
+def make_step(tx=SGD, objective=OBJECTIVE, model=TINY_MODEL):
   return train_step.make_train_step(
     model.build(), tx, objective, ema_decay=0.9, seed=0
   )
@@ -45,7 +34,7 @@ def make_step(tx=SGD, objective=OBJECTIVE, model=MODEL):
 
 @pytest.fixture(scope="module")
 def start():
-  return jax.jit(lambda: train_step.init_state(MODEL.build(), SGD, 0))()
+  return jax.jit(lambda: train_step.init_state(TINY_MODEL.build(), SGD, 0))()
 
 
 @pytest.mark.parametrize("model_parallel, rule", [(1, "fsdp"), (2, "model")])
@@ -80,7 +69,7 @@ def test_overfits_one_batch(rng, start):
   batch = batch_of(rng, 8)
   objective = Objective(num_negatives=2, noise_rate=0.0)
   step = jax.jit(make_step(tx, objective))
-  state = jax.jit(lambda: train_step.init_state(MODEL.build(), tx, 0))()
+  state = jax.jit(lambda: train_step.init_state(TINY_MODEL.build(), tx, 0))()
   first = None
   for _ in range(60):
     state, metrics = step(state, batch)
@@ -154,7 +143,7 @@ def test_a_detached_head_teaches_only_itself(rng, start):
   batch = batch_of(rng)
   moved = {}
   for detached in (False, True):
-    model = MODEL.__class__(**{**vars(MODEL), "head_detached": detached})
+    model = dataclasses.replace(TINY_MODEL, head_detached=detached)
     step = jax.jit(make_step(objective=objective, model=model))
     state, _ = step(start, batch)  # moves the head's last layer off zero
     state, _ = step(state, batch)

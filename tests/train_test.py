@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config, tiny_flags, train_tiny, wait
 
-from calince_jax import build, checkpoint, sharding, train, train_step
+from calince_jax import (
+  build,
+  checkpoint,
+  inference,
+  sharding,
+  train,
+  train_step,
+)
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
@@ -189,11 +196,16 @@ def test_one_device_learns_what_eight_learn(
       np.testing.assert_allclose(
         ours[name], value, rtol=1e-4, atol=1e-5, err_msg=name
       )
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-    state_of(workdir, 6)["ema_params"],
-    state_of(trained_run, 6)["ema_params"],
+  ours, theirs = (
+    inference.flatten(state_of(folder, 6)["ema_params"])
+    for folder in (workdir, trained_run)
   )
+  for name, value in theirs.items():
+    # A softmax does not feel the bias of its keys: the gradient is rounding.
+    if not name.endswith("key/bias"):
+      np.testing.assert_allclose(
+        ours[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+      )
 
 
 def test_too_many_bad_steps_end_the_run(tiny_dataset, tmp_path, capsys):

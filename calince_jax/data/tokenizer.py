@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
+from etils import epath
 
 from calince_jax.errors import UserError
 
@@ -81,7 +82,7 @@ class Tokenizer:
         pieces have other ids.
     """
     try:
-      data = pathlib.Path(path).read_bytes()
+      data = epath.Path(path).read_bytes()
     except OSError as error:
       raise UserError(
         f"the tokenizer {path} cannot be read: {error.strerror}"

@@ -6,23 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY_MODEL
 
 from calince_jax.models import transformer
-from calince_jax.models.cali_nce import MASK_ID, ModelConfig
+from calince_jax.models.cali_nce import MASK_ID
 
-CONFIG = ModelConfig(
-  num_frames=4,
-  image_size=32,
-  vocab_size=40,
-  text_length=8,
-  video_size="mu",
-  text_size="mu",
-  temporal_depth=1,
-  embedding_dim=16,
-  dtype="float32",
-  predictive_depth=1,
-  head_hidden=16,
-)
 K = 3
 
 
@@ -51,7 +39,7 @@ def run(config, batch, *, params=None, seed=0):
 
 
 def test_outputs(batch):
-  params, out = run(CONFIG, batch)
+  params, out = run(TINY_MODEL, batch)
   assert out["video"].shape == out["text"].shape == (5, 16)
   assert out["correspondence"].shape == (5, 1 + K)
   assert out["prediction"]["logits"].shape == (5, 8, 40)
@@ -63,7 +51,7 @@ def test_outputs(batch):
 
 @pytest.mark.parametrize("task", ["caption", "latent"])
 def test_predictive_tasks(batch, task):
-  _, out = run(dataclasses.replace(CONFIG, predictive_task=task), batch)
+  _, out = run(dataclasses.replace(TINY_MODEL, predictive_task=task), batch)
   prediction = out["prediction"]
   if task == "caption":
     # Token n is predicted at place n - 1, up to the last real one.
@@ -78,7 +66,7 @@ def test_predictive_tasks(batch, task):
 
 
 def test_a_caption_is_predicted_from_what_stands_before(batch):
-  config = dataclasses.replace(CONFIG, predictive_task="caption")
+  config = dataclasses.replace(TINY_MODEL, predictive_task="caption")
   params, out = run(config, batch)
   changed = batch | {"text_ids": batch["text_ids"].at[:, 5].add(-1)}
   _, other = run(config, changed, params=params)
@@ -88,14 +76,14 @@ def test_a_caption_is_predicted_from_what_stands_before(batch):
 
 
 def test_masked_words_are_hidden_and_real(batch):
-  params, out = run(CONFIG, batch)
+  params, out = run(TINY_MODEL, batch)
   chosen = np.asarray(out["prediction"]["mask"])
   assert (chosen.sum(axis=1) >= 1).all()
   assert not (chosen & ~np.asarray(batch["text_mask"])).any()
   hidden = batch | {
     "text_ids": jnp.where(chosen, MASK_ID + 3, batch["text_ids"])
   }
-  _, other = run(CONFIG, hidden, params=params)
+  _, other = run(TINY_MODEL, hidden, params=params)
   # The same words are masked, whatever they are: the logits cannot tell.
   np.testing.assert_array_equal(chosen, other["prediction"]["mask"])
   np.testing.assert_allclose(
@@ -104,15 +92,17 @@ def test_masked_words_are_hidden_and_real(batch):
 
 
 def test_the_predictive_head_looks_at_the_video(batch):
-  params, out = run(CONFIG, batch)
-  _, other = run(CONFIG, batch | {"video": 255 - batch["video"]}, params=params)
+  params, out = run(TINY_MODEL, batch)
+  _, other = run(
+    TINY_MODEL, batch | {"video": 255 - batch["video"]}, params=params
+  )
   a, b = (x["prediction"]["logits"] for x in (out, other))
   assert np.abs(a - b).max() > 1e-3
 
 
 @pytest.mark.parametrize("pooling", transformer.POOLINGS)
 def test_padding_changes_nothing(batch, pooling):
-  config = dataclasses.replace(CONFIG, pooling=pooling)
+  config = dataclasses.replace(TINY_MODEL, pooling=pooling)
   params, out = run(config, batch)
   ids = jnp.where(batch["text_mask"], batch["text_ids"], 9)
   _, other = run(config, batch | {"text_ids": ids}, params=params)
@@ -120,15 +110,15 @@ def test_padding_changes_nothing(batch, pooling):
 
 
 def test_the_order_of_time_matters(batch):
-  params, out = run(CONFIG, batch)
+  params, out = run(TINY_MODEL, batch)
   _, other = run(
-    CONFIG, batch | {"video": batch["video"][:, ::-1]}, params=params
+    TINY_MODEL, batch | {"video": batch["video"][:, ::-1]}, params=params
   )
   assert np.abs(out["video"] - other["video"]).max() > 1e-3
 
 
 def test_negatives_are_other_texts(batch):
-  config = dataclasses.replace(CONFIG, head="cosine")
+  config = dataclasses.replace(TINY_MODEL, head="cosine")
   _, out = run(config, batch)
   cosine = out["video"] @ out["text"].T
   logits = out["correspondence"] / 10.0
@@ -143,13 +133,13 @@ def test_negatives_are_other_texts(batch):
 
 def test_more_negatives_than_there_are(batch):
   one = jax.tree.map(lambda x: x[:1], batch)
-  _, out = run(CONFIG, one)
+  _, out = run(TINY_MODEL, one)
   assert out["correspondence"].shape == (1, 1)
 
 
 @pytest.mark.parametrize("head", ["mlp", "bilinear", "cosine", "fusion"])
 def test_heads_depend_on_both_sides(batch, head):
-  config = dataclasses.replace(CONFIG, head=head)
+  config = dataclasses.replace(TINY_MODEL, head=head)
   model = config.build()
   params, _ = run(config, batch)
   noise = np.random.default_rng(1)  # the head starts at zero
@@ -190,7 +180,7 @@ def test_remat_changes_no_number(batch, scan, remat):
 
     return jax.value_and_grad(function)(params)
 
-  config = dataclasses.replace(CONFIG, scan=scan)
+  config = dataclasses.replace(TINY_MODEL, scan=scan)
   params, _ = run(config, batch)
   plain = loss_and_grad(config, params)
   again = loss_and_grad(dataclasses.replace(config, remat=remat), params)
@@ -221,9 +211,9 @@ def test_scan_equals_blocks_one_by_one(batch):
 
 
 def test_bfloat16_computes_close_to_float32(batch):
-  params, out = run(CONFIG, batch)
+  params, out = run(TINY_MODEL, batch)
   _, half = run(
-    dataclasses.replace(CONFIG, dtype="bfloat16"), batch, params=params
+    dataclasses.replace(TINY_MODEL, dtype="bfloat16"), batch, params=params
   )
   assert half["video"].dtype == jnp.float32
   difference = np.abs(out["video"] - half["video"]).max()
@@ -231,7 +221,7 @@ def test_bfloat16_computes_close_to_float32(batch):
 
 
 def test_dropout_needs_to_be_asked_for(batch):
-  config = dataclasses.replace(CONFIG, dropout=0.5)
+  config = dataclasses.replace(TINY_MODEL, dropout=0.5)
   params, plain = run(config, batch)
   model, key = config.build(), jax.random.key(1)
   noisy = model.apply(
@@ -245,15 +235,15 @@ def test_dropout_needs_to_be_asked_for(batch):
 
 
 def test_the_temperature_is_clamped(batch):
-  params, _ = run(CONFIG, batch)
+  params, _ = run(TINY_MODEL, batch)
   params["params"]["log_logit_scale"] = jnp.float32(9.0)
-  _, out = run(CONFIG, batch, params=params)
+  _, out = run(TINY_MODEL, batch, params=params)
   np.testing.assert_allclose(out["logit_scale"], 100, rtol=1e-4)
 
 
 def test_clips_that_cannot_be_cut_are_named(batch):
   with pytest.raises(ValueError, match="tubelets"):
-    run(CONFIG, batch | {"video": batch["video"][:, :3]})
+    run(TINY_MODEL, batch | {"video": batch["video"][:, :3]})
 
 
 @pytest.mark.parametrize("name", ["Ti", "S", "B", "L"])

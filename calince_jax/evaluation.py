@@ -1,0 +1,257 @@
+"""The four evaluation tasks, each a function of an Evaluation.
+
+A task returns `protocol`, `metrics`, `chance` and what the report shows of it
+(evals/report.py).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calince_jax import build, encode_clips
+from calince_jax.data.clip_dataset import ClipReader
+from calince_jax.errors import UserError
+from calince_jax.evals import calibration, ranks, recognition, retrieval
+from calince_jax.evals.thumbnails import film_strip
+from calince_jax.run_model import PARAMS, open_run
+
+SHOWN_HITS = 5  # of each query in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is evaluated; evaluate.py's flags say what each is."""
+
+  workdir: str
+  task: str = "retrieval"
+  data: str | None = None
+  split: str = "test"
+  train_split: str = "train"
+  step: int | None = None
+  params: str = PARAMS[0]
+  batch_size: int = 32
+  num_clips: int = 1
+  num_crops: int = 1
+  center: bool = True
+  seed: int = 0
+  gallery: int = 8
+  worst: int = 48
+
+
+class Evaluation:
+  """A model and a data set; each split is encoded once for all tasks."""
+
+  def __init__(self, options: Options):
+    """Opens both; UserError where one is not there."""
+    self.options = options
+    self.model, self.step, config = open_run(
+      options.workdir, step=options.step, params=options.params
+    )
+    self.data = options.data or build.data_mix(config)[0][0]
+    self.sampling = build.sampling(config)
+
+  @functools.cache  # noqa: B019  as long as the program runs
+  def reader(self, split: str) -> ClipReader:
+    """The records of a split."""
+    return ClipReader(self.data, split)
+
+  @functools.cache  # noqa: B019
+  def encoded(self, split: str) -> dict[str, Any]:
+    """See encode_clips.encode_split."""
+    return encode_clips.encode_split(
+      self.model,
+      self.reader(split),
+      self.sampling,
+      batch_size=self.options.batch_size,
+      num_clips=self.options.num_clips,
+      num_crops=self.options.num_crops,
+    )
+
+  def labelled(self, split: str) -> dict[str, Any]:
+    """`features` [N, width], `labels`, `groups` of the clips with a label."""
+    encoded = self.encoded(split)
+    kept = [i for i, clip in enumerate(encoded["clips"]) if clip["label"]]
+    if not kept:
+      raise UserError(
+        f"no clip of split {split!r} of {self.data} has a label; give the"
+        " manifest a column 'label' and prepare it anew"
+      )
+    clips = [encoded["clips"][i] for i in kept]
+    return {
+      "features": encoded["feature"][kept],
+      "labels": [clip["label"] for clip in clips],
+      "groups": [clip["group"] or clip["id"] for clip in clips],
+    }
+
+  def strip(self, split: str, record: int) -> str:
+    """A picture of a clip."""
+    return film_strip(self.reader(split).read([record])[0]["frames"])
+
+  def protocol(self) -> dict[str, Any]:
+    """What every result file states."""
+    o, c = self.options, self.model.config
+    return {
+      "data": Path(self.data).resolve().name,
+      "split": o.split,
+      "checkpoint_step": self.step,
+      "params": o.params,
+      "frames": c.num_frames,
+      "resolution": c.image_size,
+      "views": f"{o.num_clips} clips x {o.num_crops} crops",
+      "dtype": c.dtype,
+      "seed": o.seed,
+    }
+
+
+def retrieval_task(e: Evaluation) -> dict[str, Any]:
+  """Zero-shot retrieval in both directions, and what the report shows."""
+  encoded = e.encoded(e.options.split)
+  clips = encoded["clips"]
+  texts = [text for clip in clips for text in clip["texts"]]
+  video_of_text = np.repeat(
+    np.arange(len(clips)), [len(clip["texts"]) for clip in clips]
+  )
+  arrays = (
+    encode_clips.encode_texts(e.model, texts, batch_size=e.options.batch_size),
+    encoded["embedding"],
+    video_of_text,
+  )
+  temperature = 1 / e.model.logit_scale
+  return {
+    "protocol": {
+      "task": "zero-shot text-video retrieval",
+      "clips": len(clips),
+      "queries": len(texts),
+      "tie_rule": retrieval.TIE_RULE,
+      "dual_softmax_temperature": temperature,
+    },
+    "metrics": retrieval.text_video_metrics(*arrays),
+    "chance": retrieval.text_video_chance(video_of_text, len(clips)),
+    "dual_softmax": retrieval.text_video_metrics(
+      *arrays, dual_softmax_temperature=temperature
+    ),
+    "gallery": gallery(e, texts, *arrays),
+  }
+
+
+def gallery(
+  e: Evaluation,
+  texts: Sequence[str],
+  text_embedding: np.ndarray,
+  video_embedding: np.ndarray,
+  video_of_text: np.ndarray,
+) -> list[dict[str, Any]]:
+  """A few queries, drawn at random, and the clips that they find."""
+  clips = e.encoded(e.options.split)["clips"]
+  rng = np.random.default_rng(e.options.seed)
+  count = min(e.options.gallery, len(texts))
+  chosen = np.sort(rng.choice(len(texts), count, replace=False))
+  scores = ranks.inner_products(text_embedding[chosen], video_embedding)
+  relevant = video_of_text[chosen][:, None] == np.arange(len(clips))
+  above, wrong, right = ranks.count(scores, relevant)
+  return [
+    {
+      "query": texts[q],
+      "rank": float(1 + above[i] + wrong[i] / (right[i] + 1)),
+      "hits": [
+        {
+          "id": clips[v]["id"],
+          "text": clips[v]["texts"][0],
+          "score": float(scores[i, v]),
+          "right": bool(relevant[i, v]),
+          "thumbnail": e.strip(e.options.split, v),
+        }
+        for v in np.argsort(-scores[i], kind="stable")[:SHOWN_HITS]
+      ],
+    }
+    for i, q in enumerate(chosen)
+  ]
+
+
+def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
+  """R@k: is any of the k nearest training clips of the query's class?"""
+  queries = e.labelled(e.options.split)
+  others = e.labelled(e.options.train_split)
+  result = retrieval.class_retrieval_metrics(
+    queries["features"],
+    queries["labels"],
+    others["features"],
+    others["labels"],
+    center=e.options.center,
+  )
+  return result | {
+    "protocol": {
+      "task": "video retrieval by class, features before the projection",
+      "queries": len(queries["labels"]),
+      "gallery": f"{len(others['labels'])} clips of {e.options.train_split}",
+      "classes": len(set(others["labels"])),
+      "mean_centred": e.options.center,
+    },
+  }
+
+
+def recognition_task(e: Evaluation) -> dict[str, Any]:
+  """A linear classifier on frozen features."""
+  train = e.labelled(e.options.train_split)
+  test = e.labelled(e.options.split)
+  result = recognition.linear_probe(
+    train["features"],
+    train["labels"],
+    test["features"],
+    test["labels"],
+    seed=e.options.seed,
+    train_groups=train["groups"],
+  )
+  task = "linear probe on frozen features before the projection"
+  result["protocol"] = {"task": task} | result["protocol"]
+  return result
+
+
+def calibration_task(e: Evaluation) -> dict[str, Any]:
+  """The score of every pair of the training split against the known truth."""
+  split = e.options.train_split
+  pairs = encode_clips.score_pairs(
+    e.model, e.reader(split), e.sampling, batch_size=e.options.batch_size
+  )
+  pairs.sort(key=lambda pair: pair["logit"])
+  matched = np.array([pair["matched"] for pair in pairs], np.int8)
+  confidence, logit, cosine = (
+    np.array([pair[name] for pair in pairs], np.float32)
+    for name in ("confidence", "logit", "cosine")
+  )
+  result = calibration.calibration_report(confidence, logit, matched)
+  known = result["metrics"]
+  if "auc" in known:
+    by_cosine = calibration.calibration_report(confidence, cosine, matched)
+    known["auc_cosine"] = by_cosine["metrics"]["auc"]
+  known["noise_rate_estimate"] = e.model.calibration["noise_rate"]
+  return result | {
+    "protocol": {
+      "task": "correspondence score of the given pairs",
+      "split": split,
+      "pairs": len(pairs),
+    },
+    "pairs": pairs,
+    "worst": [
+      {
+        "id": pair["id"],
+        "text": pair["text"],
+        "confidence": pair["confidence"],
+        "matched": None if pair["matched"] < 0 else pair["matched"],
+        "thumbnail": e.strip(split, pair["record"]),
+      }
+      for pair in pairs[: e.options.worst]
+    ],
+  }
+
+
+TASKS = {
+  "retrieval": retrieval_task,
+  "video_retrieval": video_retrieval_task,
+  "recognition": recognition_task,
+  "calibration": calibration_task,
+}

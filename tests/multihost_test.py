@@ -1,0 +1,94 @@
+"""Two processes of four devices do what one process of eight does."""
+
+import json
+import socket
+
+import jax
+import numpy as np
+import pytest
+from conftest import start, tiny_config, tiny_flags, train_tiny, wait
+
+from calince_jax import checkpoint, inference
+
+SECONDS = 300
+
+
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_dataset, tmp_path_factory):
+  """The folder of the run, and what each process printed."""
+  workdir = tmp_path_factory.mktemp("multihost") / "run"
+  address = f"localhost:{free_port()}"
+  processes = [
+    start(
+      "train",
+      *tiny_flags(tiny_dataset),
+      f"--workdir={workdir}",
+      f"--coordinator_address={address}",
+      "--num_processes=2",
+      f"--process_id={i}",
+      devices=4,
+    )
+    for i in range(2)
+  ]
+  try:
+    said = [wait(process, SECONDS) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (_, err) in zip(processes, said, strict=True):
+    assert process.returncode == 0, err
+  return workdir, [out for out, _ in said]
+
+
+def rows(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_the_first_process_alone_reports(two_processes):
+  workdir, (first, second) = two_processes
+  assert "on 8 cpu device(s), 2 process(es)" in first
+  assert "step 6/6" in first and "finished" in first
+  assert "step" not in second and "finished" not in second
+  assert [row["step"] for row in rows(workdir)] == [2, 4, 6]
+  assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_the_losses_are_those_of_one_process(two_processes, trained_run):
+  names = ("loss", "correspondence", "contrastive", "predictive", "grad_norm")
+  names += ("ln_N", "in_batch_accuracy", "effective_sample_size")
+  for ours, theirs in zip(
+    rows(two_processes[0]), rows(trained_run), strict=True
+  ):
+    for name in names:
+      np.testing.assert_allclose(
+        ours[name], theirs[name], rtol=1e-4, err_msg=name
+      )
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(
+  two_processes, trained_run, tiny_dataset, capsys
+):
+  workdir, _ = two_processes
+  train_tiny(workdir, tiny_config(tiny_dataset))  # restores on 8 devices
+  assert "resumed at step 6" in capsys.readouterr().out
+  ours, theirs = (
+    checkpoint.restore_parts(str(folder), 6, ["params", "histograms"])[1]
+    for folder in (workdir, trained_run)
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, ours["histograms"], theirs["histograms"]
+  )
+  flat = inference.flatten(ours["params"])
+  for name, value in inference.flatten(theirs["params"]).items():
+    # A softmax does not feel the bias of its keys: the gradient is rounding.
+    if not name.endswith("key/bias"):
+      np.testing.assert_allclose(
+        flat[name], value, rtol=1e-3, atol=1e-4, err_msg=name
+      )
