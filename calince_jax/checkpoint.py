@@ -1,8 +1,8 @@
 """Saving and restoring a run with Orbax.
 
-WORKDIR/checkpoints/STEP holds the whole TrainState, and WORKDIR/config.json
-the configuration that made it, so that a run can be continued, evaluated or
-exported from its folder alone.
+WORKDIR/checkpoints/STEP holds the whole TrainState (state) and the
+configuration that made it (config), which WORKDIR/config.json repeats, so that
+a run can be continued, evaluated or exported from its folder alone.
 """
 
 import json
@@ -38,10 +38,26 @@ def open_checkpoints(
   )
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
-  """Starts to save `state` as `step`, unless that has been saved already."""
+def save(
+  manager: ocp.CheckpointManager,
+  step: int,
+  state: Any,
+  config: dict[str, Any],
+) -> None:
+  """Starts to save `state` as `step`, unless that has been saved already.
+
+  Args:
+    manager: from `open_checkpoints`.
+    step: the state's.
+    state: a tree of arrays.
+    config: the run's configuration, saved beside it.
+  """
   if step != manager.latest_step():
-    manager.save(step, args=ocp.args.StandardSave(state), force=True)
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      config=ocp.args.JsonSave(_document(config)),
+    )
+    manager.save(step, args=items, force=True)
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
@@ -57,7 +73,8 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     UserError: the checkpoint holds another model.
   """
   try:
-    return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    return manager.restore(step, args=items).state
   except (ValueError, KeyError) as error:
     raise UserError(
       f"checkpoint {step} in {manager.directory} does not fit the configured"
@@ -88,7 +105,7 @@ def restore_parts(
   step = max(steps) if step is None else step
   if step not in steps:
     raise UserError(f"{directory} holds the steps {sorted(steps)}, not {step}")
-  item = directory / str(step) / "default"
+  item = directory / str(step) / "state"
   host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with ocp.PyTreeCheckpointer() as checkpointer:
     saved = checkpointer.metadata(item).item_metadata.tree
@@ -115,7 +132,6 @@ def write_config(workdir: str, config: dict[str, Any]) -> None:
   """
   path = epath.Path(workdir) / "config.json"
   config = json.loads(json.dumps(config))  # tuples become lists, as in a file
-  document = {"format_version": FORMAT_VERSION, "config": config}
   if path.exists():
     differences = _differences(read_config(workdir), config)
     if differences:
@@ -124,7 +140,9 @@ def write_config(workdir: str, config: dict[str, Any]) -> None:
         f" ({'; '.join(differences[:5])}); choose another --workdir"
       )
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+  path.write_text(
+    json.dumps(_document(config), indent=2, sort_keys=True) + "\n"
+  )
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -143,6 +161,10 @@ def read_config(workdir: str) -> dict[str, Any]:
       f" {FORMAT_VERSION}; update calince_jax"
     )
   return config
+
+
+def _document(config):
+  return {"format_version": FORMAT_VERSION, "config": config}
 
 
 # What may change between the parts of one run.

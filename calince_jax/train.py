@@ -105,7 +105,7 @@ def train(options: Options) -> None:
       state = loop(
         config, mesh, step_function, schedule, state, batches, manager, monitor
       )
-    checkpoint.save(manager, int(state.step), state)
+    checkpoint.save(manager, int(state.step), state, config)
   if jax.process_index() == 0:
     print(f"finished: step {int(state.step)} in {workdir}", flush=True)
 
@@ -212,7 +212,7 @@ def loop(
         monitor.log(done, jax.device_get(seen) | {"learning_rate": rate})
     previous = (step, metrics)
     if step % config["checkpoint_every"] == 0:
-      checkpoint.save(manager, step, state)
+      checkpoint.save(manager, step, state, config)
   return state
 
 
@@ -223,7 +223,7 @@ def check_finite(
   bad = int(metrics["bad_steps"])
   if bad >= config["max_bad_steps"]:
     step = int(state.step)
-    checkpoint.save(manager, step, state)
+    checkpoint.save(manager, step, state, config)
     manager.wait_until_finished()
     raise UserError(
       f"{bad} steps in a row had a loss or gradient that is not finite; the"

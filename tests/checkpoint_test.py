@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from calince_jax import checkpoint, sharding
 from calince_jax.errors import UserError
 
+CONFIG = {"seed": 0, "model": {"tubelet": [2, 16]}}
+
 
 def state_on(mesh, spec, scale=1.0):
   place = jax.sharding.NamedSharding(mesh, spec)
@@ -36,9 +38,10 @@ def saved(tmp_path):
   with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
     for step in (1, 2, 3):
       state = state_on(sharding.make_mesh(), P("data"), scale=step)
-      checkpoint.save(manager, step, state)
+      checkpoint.save(manager, step, state, CONFIG)
     # A step that is there already is not saved again.
-    checkpoint.save(manager, 3, state_on(sharding.make_mesh(), P(), scale=9))
+    other = state_on(sharding.make_mesh(), P(), scale=9)
+    checkpoint.save(manager, 3, other, CONFIG)
   return tmp_path
 
 
@@ -50,6 +53,12 @@ def test_any_mesh_restores_what_eight_devices_saved(saved, spec):
     restored = checkpoint.restore(manager, 3, shapes_of(wanted))
   jax.tree.map(np.testing.assert_array_equal, restored, wanted)
   assert restored["params"]["kernel"].sharding.spec == spec
+
+
+def test_the_configuration_lies_in_each_checkpoint(saved):
+  for step in (2, 3):
+    file = saved / "checkpoints" / str(step) / "config" / "metadata"
+    assert json.loads(file.read_text())["config"] == CONFIG
 
 
 def test_parts_come_back_as_host_arrays(saved):
@@ -80,7 +89,7 @@ def test_another_model_is_refused(saved):
   wanted = shapes_of(state_on(sharding.make_mesh(), P()))
   wanted["params"]["bias"] = wanted["params"].pop("kernel")
   with checkpoint.open_checkpoints(str(saved)) as manager:  # noqa: SIM117
-    with pytest.raises(UserError, match="checkpoint 3 .*bias"):
+    with pytest.raises(UserError, match=r"(?s)checkpoint 3 .*bias"):
       checkpoint.restore(manager, 3, wanted)
 
 
@@ -90,7 +99,7 @@ def test_another_shape_is_refused(saved):
     (16, 5), np.float32, sharding=wanted["params"]["kernel"].sharding
   )
   with checkpoint.open_checkpoints(str(saved)) as manager:  # noqa: SIM117
-    with pytest.raises(UserError, match="checkpoint 3 .*5"):
+    with pytest.raises(UserError, match=r"(?s)checkpoint 3 .*5"):
       checkpoint.restore(manager, 3, wanted)
 
 
