@@ -42,16 +42,22 @@ def options(kind: type[T]) -> T:
 
 
 def _parse(argv):
-  # ml_collections lets these pass as they are.
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(f"{error} (--help lists the flags)")
+  # ml_collections lets these pass as they are.
   except (KeyError, AttributeError) as error:
-    key = str(error).strip("\"'")
-    _fail(f"the configuration has no key {key!r}; see configs/base.py")
+    reason: object = error  # an AttributeError around a KeyError, or either
+    while isinstance(reason, Exception):
+      reason = reason.args[0]
+    key, _, hint = str(reason).partition("\n")  # Did you mean ...?
+    key = key.strip("\"'")
+    _fail(f"the configuration has no key {key!r}; see configs/base.py. {hint}")
   except (UserError, TypeError, ValueError) as error:
     _fail(f"the configuration: {error}")
 
 
 def _fail(error: object) -> None:
-  print(f"error: {error}", file=sys.stderr, flush=True)
+  print(f"error: {error}".strip(), file=sys.stderr, flush=True)
   sys.exit(2)

@@ -173,8 +173,8 @@ def trained_run(tiny_dataset, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def infonce_run(tiny_dataset, tmp_path_factory) -> Path:
-  """Likewise of InfoNCE alone, one step."""
-  config = tiny_config(tiny_dataset, "infonce", {"total_steps": 1})
+  """Likewise of InfoNCE alone, two steps."""
+  config = tiny_config(tiny_dataset, "infonce", {"total_steps": 2})
   return train_tiny(tmp_path_factory.mktemp("infonce"), config)
 
 

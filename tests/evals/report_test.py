@@ -222,7 +222,9 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, results):
   write_run(workdir, results)
   done = command(f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
-  assert done.stdout == f"wrote {workdir / 'report.html'}\n"
+  assert done.stdout.endswith(f"\nwrote {workdir / 'report.html'}\n")
+  for name in ("t2v_R@1", "v2t_MedR", "calibration auc"):
+    assert name in done.stdout
   page = (workdir / "report.html").read_text(encoding="utf-8")
   assert "<h1>my run</h1>" in page
   assert "<dt>batch_size</dt><dd>32</dd>" in page
@@ -236,7 +238,7 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, results):
 
 def test_the_command_speaks_to_the_person(tmp_path, results):
   for arguments, message in (
-    ([], "give --workdir"),
+    ([], "--workdir"),
     ([f"--workdir={tmp_path}"], "is it the --workdir of a training run?"),
   ):
     done = command(*arguments)

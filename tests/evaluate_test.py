@@ -1,0 +1,284 @@
+"""Evaluation of a run: its files, its numbers, its refusals."""
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calince_jax import evaluate, run_model
+from calince_jax.data import clip_dataset, pipeline
+from calince_jax.data.clip_dataset import ClipReader
+from calince_jax.errors import UserError
+
+TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
+
+
+def run_tasks(workdir, task="retrieval", **more):
+  options = evaluate.Options(str(workdir), task, batch_size=8, **more)
+  return evaluate.evaluate(options)
+
+
+@pytest.fixture(scope="module")
+def run(trained_run, tmp_path_factory):
+  """A copy that may be written to."""
+  workdir = tmp_path_factory.mktemp("evaluate") / "run"
+  return shutil.copytree(trained_run, workdir)
+
+
+@pytest.fixture(scope="module")
+def results(run):
+  """All four tasks at once, as their files say."""
+  returned = run_tasks(run, ",".join(TASKS))
+  files = {
+    task: json.loads((run / "eval" / f"{task}.json").read_text())
+    for task in TASKS
+  }
+  assert returned == files
+  return files
+
+
+def variant(source, folder, change):
+  """A data set of the changed records of `source`; None leaves one out."""
+  shards, splits = {}, {}
+  folder.mkdir()
+  info = clip_dataset.read_info(source)
+  for split in info.splits:
+    reader = ClipReader(source, split)
+    changed = [change(record) for record in reader.read(range(len(reader)))]
+    records = [record for record in changed if record is not None]
+    path = clip_dataset.shard_path(folder, split, 0, 1)
+    shards[split] = [(len(records), clip_dataset.write_shard(path, records))]
+    pairs = sum(len(record["texts"]) for record in records)
+    splits[split] = {"clips": len(records), "pairs": pairs}
+  shutil.copyfile(source / "tokenizer.model", folder / "tokenizer.model")
+  info = dataclasses.replace(info, splits=splits)
+  clip_dataset.write_info(folder, info, shards)
+  return folder
+
+
+def test_every_result_states_its_protocol(results, tiny_dataset):
+  for task, result in results.items():
+    protocol = result["protocol"]
+    assert protocol["data"] == tiny_dataset.name
+    assert protocol["split"] == ("train" if task == "calibration" else "test")
+    assert protocol["checkpoint_step"] == 6 and protocol["seed"] == 0
+    assert protocol["frames"] == 4 and protocol["resolution"] == 32
+    assert protocol["dtype"] == "float32"
+    assert protocol["params"] == "ema_params"
+    assert protocol["views"] == "1 clips x 1 crops"
+  assert results["retrieval"]["protocol"]["clips"] == 12
+  assert results["retrieval"]["protocol"]["queries"] == 24
+  assert "expectation" in results["retrieval"]["protocol"]["tie_rule"]
+
+
+def test_metrics_are_in_range_with_chance_beside(results):
+  for task in ("retrieval", "video_retrieval", "recognition"):
+    metrics, chance = results[task]["metrics"], results[task]["chance"]
+    assert metrics.keys() == chance.keys()
+    for name, value in (metrics | {}).items():
+      low, high = (1, 24) if name.endswith("R") else (0, 100)
+      assert low <= value <= high, (task, name)
+      assert low <= chance[name] <= high, (task, name)
+  retrieval = results["retrieval"]
+  assert retrieval["dual_softmax"].keys() == retrieval["metrics"].keys()
+  for way in ("t2v", "v2t"):
+    recalls = [retrieval["metrics"][f"{way}_R@{k}"] for k in (1, 5, 10)]
+    assert recalls == sorted(recalls)
+
+
+def test_chance_is_what_a_person_would_count(results):
+  chance = results["retrieval"]["chance"]
+  assert chance["t2v_R@1"] == pytest.approx(100 / 12)
+  assert chance["t2v_R@10"] == pytest.approx(1000 / 12)
+  assert chance["t2v_MedR"] == pytest.approx(6.5)
+  assert chance["v2t_R@1"] == pytest.approx(100 * 2 / 24)
+  # Half of the 40 training clips go left.
+  assert results["video_retrieval"]["chance"]["R@1"] == pytest.approx(50)
+  assert results["video_retrieval"]["metrics"]["R@50"] == 100
+  assert results["recognition"]["chance"]["top1"] == pytest.approx(50)
+  assert results["calibration"]["chance"] == {"auc": 0.5}
+
+
+def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
+  model, _, _ = run_model.open_run(str(run))
+  reader = ClipReader(tiny_dataset, "test")
+  sampling = evaluate.Evaluation(evaluate.Options(str(run))).sampling
+  (batch,) = pipeline.eval_batches(reader, sampling, batch_size=12)
+  clips = reader.read(range(12))
+  video = model.encode_video(batch["video"]).astype(np.float64)
+  owner = [v for v, clip in enumerate(clips) for _ in clip["texts"]]
+  texts = [text for clip in clips for text in clip["texts"]]
+  text = model.encode_text(texts).astype(np.float64)
+
+  ranks = {"t2v": [], "v2t": []}
+  for q, mine in enumerate(owner):
+    own = text[q] @ video[mine]
+    better = sum(text[q] @ video[v] > own for v in range(12) if v != mine)
+    ranks["t2v"].append(1 + better)
+  for v in range(12):
+    best = max(video[v] @ text[q] for q in range(24) if owner[q] == v)
+    better = sum(video[v] @ text[q] > best for q in range(24) if owner[q] != v)
+    ranks["v2t"].append(1 + better)
+  metrics = results["retrieval"]["metrics"]
+  for way, found in ranks.items():
+    for k in (1, 5, 10):
+      share = 100 * sum(rank <= k for rank in found) / len(found)
+      assert metrics[f"{way}_R@{k}"] == pytest.approx(share), (way, k)
+    assert metrics[f"{way}_MedR"] == pytest.approx(np.median(found))
+    assert metrics[f"{way}_MeanR"] == pytest.approx(np.mean(found))
+
+  for shown in results["retrieval"]["gallery"]:
+    # Several clips share a caption: the rank tells whose it is.
+    same = [q for q, text in enumerate(texts) if text == shown["query"]]
+    (q,) = [q for q in same if ranks["t2v"][q] == round(shown["rank"])]
+    scores = [hit["score"] for hit in shown["hits"]]
+    np.testing.assert_allclose(
+      scores, np.sort(video @ text[q])[::-1][:5], atol=1e-6
+    )
+    for place, hit in enumerate(shown["hits"]):
+      own = hit["id"] == clips[owner[q]]["id"]
+      assert hit["right"] == own
+      assert not own or place + 1 == shown["rank"]
+
+
+def test_pictures_can_be_opened(results):
+  gallery = results["retrieval"]["gallery"]
+  assert len(gallery) == 8 and {len(shown["hits"]) for shown in gallery} == {5}
+  strips = [hit["thumbnail"] for hit in gallery[0]["hits"]]
+  strips += [results["calibration"]["worst"][0]["thumbnail"]]
+  for strip in strips:
+    picture = Image.open(io.BytesIO(base64.b64decode(strip)))
+    assert picture.format == "JPEG" and picture.size == (360, 96)
+
+
+def test_calibration_lists_every_pair(results, run):
+  result = results["calibration"]
+  assert result["metrics"]["noise_rate_true"] == pytest.approx(8 / 80)
+  for name in ("auc", "auc_cosine", "ece", "noise_rate_estimate"):
+    assert 0 <= result["metrics"][name] <= 1
+  histogram = result["histogram"]
+  assert len(histogram["edges"]) == 21
+  assert sum(histogram["matched"]) == 72
+  assert sum(histogram["mismatched"]) == 8
+  assert sum(row["count"] for row in result["reliability"]) == 80
+
+  with (run / "eval" / "pairs.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  logits = [float(row["logit"]) for row in rows]
+  assert len(rows) == 80 and logits == sorted(logits)
+  assert sorted(int(row["pair_index"]) for row in rows) == list(range(80))
+  worst = result["worst"]
+  assert len(worst) == 48
+  assert [pair["text"] for pair in worst] == [row["text"] for row in rows[:48]]
+  # The truth comes from the record, not from the text.
+  for pair in worst:
+    number = int(pair["id"].split("-")[1])
+    long = pair["text"].startswith("a ")
+    assert pair["matched"] == (1 if long or number % 5 else 0)
+
+
+def test_scores_are_those_of_the_model(run, tiny_dataset):
+  model, _, config = run_model.open_run(str(run))
+  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+  reader = ClipReader(tiny_dataset, "train")
+  (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
+  texts = [record["texts"][1] for record in reader.read(range(40))]
+  expected = model.confidence(batch["video"], texts)
+  with (run / "eval" / "pairs.csv").open(newline="") as file:
+    found = {
+      int(row["pair_index"]): float(row["confidence"])
+      for row in csv.DictReader(file)
+    }
+  np.testing.assert_allclose(
+    [found[2 * i + 1] for i in range(40)], expected, rtol=1e-4
+  )
+  assert config["total_steps"] == 6
+
+
+def test_more_views_change_the_features(run):
+  def features(**views):
+    options = evaluate.Options(str(run), batch_size=8, **views)
+    return evaluate.Evaluation(options).encoded("test")
+
+  once = features()
+  seen = [once]
+  for views in ({"num_clips": 2}, {"num_crops": 3}):
+    more = features(**views)
+    assert more["feature"].shape == once["feature"].shape
+    norm = np.linalg.norm(more["embedding"], axis=1)
+    np.testing.assert_allclose(norm, 1, rtol=1e-5)
+    for other in seen:
+      assert not np.allclose(more["feature"], other["feature"], rtol=1e-3)
+    seen.append(more)
+
+
+def test_another_checkpoint_and_the_plain_parameters(run, results):
+  early = run_tasks(run, step=3)["retrieval"]
+  assert early["protocol"]["checkpoint_step"] == 3
+  plain = run_tasks(run, params="params")["retrieval"]
+  scores = [
+    result["gallery"][0]["hits"][0]["score"]
+    for result in (early, plain, results["retrieval"])
+  ]
+  assert len(set(scores)) == 3
+  with pytest.raises(UserError, match=r"\[3, 6\], not 4"):
+    run_tasks(run, step=4)
+
+
+def test_another_data_set(run, tiny_dataset, tmp_path):
+  def red_only(record):
+    return record if "red" in record["texts"][0] else None
+
+  data = variant(tiny_dataset, tmp_path / "red", red_only)
+  result = run_tasks(run, data=str(data))["retrieval"]
+  assert result["protocol"]["data"] == "red"
+  assert result["protocol"]["clips"] == 3
+  assert result["chance"]["t2v_R@1"] == pytest.approx(100 / 3)
+
+
+def test_unlabelled_data_is_refused_where_labels_are_needed(
+  run, tiny_dataset, tmp_path
+):
+  def unlabelled(record):
+    return record | {"label": "", "matched": [-1, -1]}
+
+  data = variant(tiny_dataset, tmp_path / "bare", unlabelled)
+  for task in ("video_retrieval", "recognition"):
+    with pytest.raises(UserError, match="bare has a label.*column 'label'"):
+      run_tasks(run, task, data=str(data))
+  # Without the truth there is no AUC, and the worst pairs are still found.
+  result = run_tasks(run, "calibration", data=str(data))["calibration"]
+  assert "auc" not in result["metrics"] and result["chance"] == {}
+  assert sum(result["histogram"]["unknown"]) == 80
+  assert {pair["matched"] for pair in result["worst"]} == {None}
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"task": "captioning"}, "'captioning'.*'retrieval'"),
+    ({"split": "val"}, "'val'.*'test', 'train'"),
+    ({"data": "nowhere"}, "nowhere is not a prepared data set"),
+    ({"params": "momentum"}, "'momentum'.*ema_params"),
+  ],
+)
+def test_wrong_choices_are_named(run, changes, message):
+  with pytest.raises(UserError, match=message):
+    run_tasks(run, **changes)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+  with pytest.raises(UserError, match="not the folder of a run"):
+    run_tasks(tmp_path)
+
+
+def test_infonce_has_no_score_to_calibrate(infonce_run, tmp_path):
+  run = shutil.copytree(infonce_run, tmp_path / "run")
+  with pytest.raises(UserError, match="without a correspondence head"):
+    run_tasks(run, "calibration")

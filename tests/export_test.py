@@ -1,0 +1,333 @@
+"""An exported model: the run's own, complete, and strict about it."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import calince_jax
+from calince_jax import evaluate, export, inference, run_model
+from calince_jax.data import tokenizer
+from calince_jax.errors import UserError
+
+
+def run_export(workdir, out, **more):
+  return export.export(export.Options(str(workdir), str(out), **more))
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+  """The folder of the model, exported after an evaluation of the run."""
+  folder = tmp_path_factory.mktemp("export")
+  run = shutil.copytree(trained_run, folder / "run")
+  evaluate.evaluate(evaluate.Options(str(run), batch_size=8))
+  return run_export(run, folder / "model")
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+  return calince_jax.load(exported)
+
+
+def clips(rng, count=3, frames=4, height=32, width=32):
+  shape = (count, frames, height, width, 3)
+  return rng.integers(0, 256, shape, np.uint8)
+
+
+TEXTS = ["a red square moves left", "blue goes right", "nothing at all"]
+
+
+def test_it_is_the_model_of_the_run(model, trained_run, rng):
+  own, step, _ = run_model.open_run(str(trained_run))
+  video = clips(rng)
+  assert step == 6
+  for method, inputs in (
+    ("encode_video", (video,)),
+    ("encode_text", (TEXTS,)),
+    ("score", (video, TEXTS)),
+    ("confidence", (video, TEXTS)),
+  ):
+    ours, theirs = (
+      getattr(model, method)(*inputs),
+      getattr(own, method)(*inputs),
+    )
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours, theirs, err_msg=method)
+
+
+def test_embeddings_have_length_one_and_scores_are_probabilities(model, rng):
+  video, text = model.encode_video(clips(rng)), model.encode_text(TEXTS)
+  assert video.shape == text.shape == (3, 16)
+  for embedding in (video, text):
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
+  assert not np.allclose(text[0], text[1], atol=1e-4)
+  for values in (
+    model.score(clips(rng), TEXTS),
+    model.confidence(clips(rng), TEXTS),
+  ):
+    assert values.shape == (3,) and (values >= 0).all() and (values <= 1).all()
+
+
+def test_confidence_is_the_posterior_of_the_score(model, rng):
+  video = clips(rng)
+  s = model.score(video, TEXTS).astype(np.float64)
+  K, eta = model.calibration["num_negatives"], model.calibration["noise_rate"]
+  a = K * s / (1 - s)
+  expected = np.maximum(0, 1 - eta / a)
+  assert K == 4 and 0 <= eta <= 0.9
+  np.testing.assert_allclose(
+    model.confidence(video, TEXTS), expected, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_both_forms_of_the_parameters_are_the_same(exported, trained_run):
+  flat = load_file(exported / "model.safetensors")
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(exported / "params")
+  own = run_model.open_run(str(trained_run))[0].params
+  for other in (inference.flatten(tree), inference.flatten(own)):
+    assert flat.keys() == other.keys()
+    for name, value in flat.items():
+      np.testing.assert_array_equal(value, other[name], err_msg=name)
+  assert {value.dtype for value in flat.values()} == {np.dtype("float32")}
+
+
+def test_the_card_says_what_it_is_and_what_it_can(exported):
+  card = (exported / "README.md").read_text()
+  assert card.startswith("# model\n")
+  for part in ('load("model")', "6 of 6 steps", "4 frames of 32 x 32"):
+    assert part in card
+  assert "| t2v_R@1 |" in card and "| 8.333 |" in card  # with its chance
+  assert "tie_rule" in card
+
+
+def test_other_parameters_and_steps_can_be_exported(trained_run, tmp_path):
+  run_export(trained_run, tmp_path / "a", step=3)
+  run_export(trained_run, tmp_path / "b", params="params")
+  assert "3 of 6 steps" in (tmp_path / "a" / "README.md").read_text()
+  name = "video_projection/kernel"
+  ours = [
+    load_file(tmp_path / folder / "model.safetensors")[name] for folder in "ab"
+  ]
+  assert not np.array_equal(*ours)
+  with pytest.raises(UserError, match="not 5"):
+    run_export(trained_run, tmp_path / "c", step=5)
+
+
+@pytest.mark.parametrize(
+  "frames, height, width", [(1, 32, 32), (9, 32, 32), (4, 48, 80), (2, 20, 16)]
+)
+def test_clips_of_other_sizes_and_lengths(model, rng, frames, height, width):
+  embedding = model.encode_video(clips(rng, 2, frames, height, width))
+  assert embedding.shape == (2, 16) and np.isfinite(embedding).all()
+
+
+def test_a_long_wide_clip_is_sampled_evenly_and_cut_in_the_middle(model, rng):
+  video = clips(rng, 1, 8, 32, 48)
+  middle = video[:, 1::2, :, 8:40]  # the later of each two frames
+  np.testing.assert_array_equal(
+    model.encode_video(video), model.encode_video(middle)
+  )
+
+
+@pytest.mark.parametrize(
+  "video",
+  [
+    np.zeros((1, 4, 32, 32, 3), np.float32),
+    np.zeros((4, 32, 32, 3), np.uint8),
+    np.zeros((1, 4, 32, 32, 1), np.uint8),
+  ],
+)
+def test_what_is_not_a_batch_of_clips_is_refused(model, video):
+  with pytest.raises(UserError, match=r"uint8 \[B, T, H, W, 3\], not"):
+    model.encode_video(video)
+
+
+def test_wrong_texts_are_refused(model, rng):
+  with pytest.raises(UserError, match="list of str"):
+    model.encode_text("a dog")
+  with pytest.raises(UserError, match="text 1 of 2 is empty"):
+    model.encode_text(["a dog", " "])
+  with pytest.raises(UserError, match="3 clips and 2 texts"):
+    model.score(clips(rng), TEXTS[:2])
+
+
+def test_infonce_has_embeddings_and_no_score(infonce_run, tmp_path, rng):
+  model = calince_jax.load(run_export(infonce_run, tmp_path / "model"))
+  assert model.encode_video(clips(rng)).shape == (3, 16)
+  for method in (model.score, model.confidence):
+    with pytest.raises(UserError, match="without a correspondence head"):
+      method(clips(rng), TEXTS)
+
+
+# -------------------------------------------------------- what load refuses
+
+
+def change_weights(folder, change):
+  path = folder / "model.safetensors"
+  flat = load_file(path)
+  change(flat)
+  save_file(flat, path)
+
+
+def change_config(folder, change):
+  path = folder / "config.json"
+  document = json.loads(path.read_text())
+  change(document)
+  path.write_text(json.dumps(document))
+
+
+def other_tokenizer(folder):
+  texts = ["quite other words", "and few of them"]
+  tokenizer.train_tokenizer(texts, folder / "tokenizer.model", vocab_size=30)
+
+
+def cut(name):
+  def halve(folder):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+
+  return halve
+
+
+KERNEL = "video_projection/kernel"
+BROKEN = {
+  "missing tensor": (
+    lambda folder: change_weights(folder, lambda flat: flat.pop(KERNEL)),
+    f"1 missing: {KERNEL}",
+  ),
+  "extra tensor": (
+    lambda folder: change_weights(
+      folder, lambda flat: flat.update(more=np.zeros(3, np.float32))
+    ),
+    "1 unexpected: more",
+  ),
+  "wrong shape": (
+    lambda folder: change_weights(
+      folder, lambda flat: flat.update({KERNEL: flat[KERNEL][:, :8].copy()})
+    ),
+    f"1 misshapen: {KERNEL} .*8.*16",
+  ),
+  "wrong dtype": (
+    lambda folder: change_weights(
+      folder, lambda flat: flat.update({KERNEL: flat[KERNEL].astype(np.int32)})
+    ),
+    f"1 misshapen: {KERNEL} .*int32.*float32",
+  ),
+  "damaged weights": (cut("model.safetensors"), "model.safetensors"),
+  "no weights": (
+    lambda folder: (folder / "model.safetensors").unlink(),
+    "model.safetensors is missing",
+  ),
+  "damaged JSON": (cut("config.json"), "config.json is damaged"),
+  "newer format": (
+    lambda folder: change_config(
+      folder, lambda document: document.update(format_version=99)
+    ),
+    "format 99",
+  ),
+  "no model": (
+    lambda folder: change_config(
+      folder, lambda document: document.pop("model")
+    ),
+    "config.json lacks .'model'",
+  ),
+  "unknown model field": (
+    lambda folder: change_config(
+      folder, lambda document: document["model"].update(magic=1)
+    ),
+    "magic",
+  ),
+  "unknown size": (
+    lambda folder: change_config(
+      folder, lambda document: document["model"].update(video_size="XXL")
+    ),
+    "XXL",
+  ),
+  "another model": (
+    lambda folder: change_config(
+      folder, lambda document: document["model"].update(embedding_dim=24)
+    ),
+    KERNEL,
+  ),
+  "no noise rate": (
+    lambda folder: change_config(
+      folder, lambda document: document["calibration"].pop("noise_rate")
+    ),
+    "noise_rate",
+  ),
+  "no sampling": (
+    lambda folder: change_config(
+      folder, lambda document: document["preprocessing"].pop("frames")
+    ),
+    "frames",
+  ),
+  "no tokenizer": (
+    lambda folder: (folder / "tokenizer.model").unlink(),
+    "tokenizer.model is missing",
+  ),
+  "damaged tokenizer": (cut("tokenizer.model"), "tokenizer.model"),
+  "another tokenizer": (other_tokenizer, "tokenizer.model has .* pieces"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_model_is_refused_and_the_fault_named(
+  exported, tmp_path, kind
+):
+  damage, said = BROKEN[kind]
+  folder = shutil.copytree(exported, tmp_path / "model")
+  damage(folder)
+  with pytest.raises(UserError, match=said):
+    calince_jax.load(folder)
+
+
+# ------------------------------------------------------------ what is written
+
+
+def test_nothing_is_overwritten(trained_run, exported):
+  before = (exported / "README.md").read_bytes()
+  with pytest.raises(UserError, match="exists already"):
+    run_export(trained_run, exported)
+  assert (exported / "README.md").read_bytes() == before
+
+
+def test_an_interrupted_export_leaves_nothing_under_the_name(
+  trained_run, tmp_path, monkeypatch
+):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(export, "check_equal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      run_export(trained_run, tmp_path / "model")
+  assert not (tmp_path / "model").exists()
+  run_export(trained_run, tmp_path / "model")
+  assert [path.name for path in tmp_path.iterdir()] == ["model"]
+  calince_jax.load(tmp_path / "model")
+
+
+def test_a_model_that_differs_is_not_exported(
+  trained_run, tmp_path, monkeypatch
+):
+  right = inference.flatten
+
+  def wrong(params):
+    return {
+      name: np.asarray(value + 1) for name, value in right(params).items()
+    }
+
+  monkeypatch.setattr(inference, "flatten", wrong)
+  with pytest.raises(RuntimeError, match="differs from the run"):
+    run_export(trained_run, tmp_path / "model")
+  assert not (tmp_path / "model").exists()
+
+
+def test_a_model_runs_where_there_is_one_device(model, rng):
+  leaves = jax.tree.leaves(model.params)
+  assert {len(leaf.devices()) for leaf in leaves} == {1}
