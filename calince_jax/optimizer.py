@@ -15,7 +15,7 @@ def learning_rate_schedule(
       f"warmup_steps={warmup_steps} must be less than total_steps={total_steps}"
     )
   return optax.warmup_cosine_decay_schedule(
-    0.0, peak, max(warmup_steps, 1), total_steps
+    0.0, peak, warmup_steps, total_steps
   )
 
 

@@ -136,21 +136,31 @@ def tiny_config(
   return config
 
 
-def tiny_flags(dataset: Path) -> list[str]:
-  """`tiny_config(dataset)` on a command line."""
-  values = TINY_CONFIG | {"data.datasets": str(dataset)}
+def tiny_flags(
+  dataset: Path, changes: Mapping[str, Any] | None = None
+) -> list[str]:
+  """`tiny_config(dataset, changes=changes)` on a command line."""
+  values = {**TINY_CONFIG, "data.datasets": str(dataset), **(changes or {})}
   return ["--config=configs/cali_nce.py"] + [
     f"--config.{name}={value}" for name, value in values.items()
   ]
 
 
-def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:
-  """Starts `python -m calince_jax.MODULE FLAGS` from the repository."""
-  count = f"--xla_force_host_platform_device_count={devices}"
+def start(
+  module: str, *flags: str, devices: int = 8, cache: bool = True
+) -> subprocess.Popen:
+  """Starts `python -m calince_jax.MODULE FLAGS` from the repository.
+
+  A few steps are run: the compiler need not try hard.
+  """
+  xla = f"--xla_force_host_platform_device_count={devices}"
+  xla += " --xla_backend_optimization_level=0"
+  xla += " --xla_llvm_disable_expensive_passes=true"
+  settings = {"XLA_FLAGS": xla, "JAX_ENABLE_COMPILATION_CACHE": str(cache)}
   return subprocess.Popen(
     [sys.executable, "-m", f"calince_jax.{module}", *flags],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": count},
+    env=os.environ | settings,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
