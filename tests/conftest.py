@@ -167,6 +167,11 @@ def start(
   )
 
 
+# Before a command that is to be interrupted: what a shell starts in the
+# background ignores SIGINT, and so do its children.
+LISTENING = ("env", "--default-signal=INT")
+
+
 def wait(process: subprocess.Popen, seconds: float) -> tuple[str, str]:
   """Its stdout and stderr; it is killed if it takes longer than `seconds`."""
   try:

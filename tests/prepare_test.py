@@ -12,6 +12,7 @@ import time
 import av
 import numpy as np
 import pytest
+from conftest import LISTENING
 from PIL import Image
 
 from calince_jax.data.clip_dataset import ClipReader, read_info
@@ -170,7 +171,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     "--clips_per_shard=2",
     "--num_workers=1",
   )
-  process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    [*LISTENING, *arguments], cwd=ROOT, stderr=subprocess.PIPE
+  )
   notes = out / ".prepare"
   deadline = time.monotonic() + 60
   while not (notes.exists() and len(list(notes.glob("clips-*.json"))) > 2):
@@ -180,7 +183,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
   words = process.communicate(timeout=30)[1].decode()
   assert process.returncode != 0
   if how == signal.SIGINT:
-    assert "the same command continues" in words
+    assert "the same command goes on" in words
     assert "Traceback" not in words
   assert not (out / "dataset.json").exists()
   done = next(notes.glob("clips-*.json"))

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import LISTENING
 
 from calince_jax.errors import UserError
 from launch import expand, table
@@ -200,7 +201,7 @@ run_all({folder / "a": [command]}, num_workers=1)
 
 def test_ctrl_c_ends_the_whole_family(tmp_path):
   process = subprocess.Popen(
-    [sys.executable, "-c", SWEEP, str(tmp_path), FAMILY],
+    [*LISTENING, sys.executable, "-c", SWEEP, str(tmp_path), FAMILY],
     cwd=ROOT,
     stderr=subprocess.PIPE,
   )
