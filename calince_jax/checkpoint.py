@@ -18,6 +18,13 @@ from calince_jax.errors import UserError
 FORMAT_VERSION = 1
 
 
+def checkpoints_folder(workdir: str) -> epath.Path:
+  """WORKDIR/checkpoints, absolute, as Orbax wants it."""
+  path = epath.Path(workdir)
+  # A bucket's name is absolute as it is, and must not be taken for a folder.
+  return (path if "://" in workdir else path.resolve()) / "checkpoints"
+
+
 def open_checkpoints(
   workdir: str, *, keep: int = 1, read_only: bool = False
 ) -> ocp.CheckpointManager:
@@ -29,7 +36,7 @@ def open_checkpoints(
     read_only: for evaluation and export.
   """
   return ocp.CheckpointManager(
-    epath.Path(workdir).resolve() / "checkpoints",
+    checkpoints_folder(workdir),
     options=ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep,
       create=not read_only,
@@ -95,7 +102,7 @@ def restore_parts(
   Raises:
     UserError: there is no such checkpoint.
   """
-  directory = epath.Path(workdir).resolve() / "checkpoints"
+  directory = checkpoints_folder(workdir)
   if not directory.is_dir():
     raise UserError(f"{workdir} has no checkpoints; has the run been trained?")
   with open_checkpoints(workdir, read_only=True) as manager:

@@ -164,3 +164,10 @@ def test_a_damaged_or_newer_config_is_said(tmp_path, content, said):
 def test_not_a_run(tmp_path):
   with pytest.raises(UserError, match="not the folder of a run"):
     checkpoint.read_config(str(tmp_path))
+
+
+def test_a_bucket_stays_a_bucket(tmp_path, monkeypatch):
+  folder = checkpoint.checkpoints_folder
+  assert str(folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+  monkeypatch.chdir(tmp_path)
+  assert str(folder("run")) == str(tmp_path / "run" / "checkpoints")
