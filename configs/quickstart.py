@@ -15,9 +15,9 @@ def get_config(method: str = "cali_nce") -> ml_collections.ConfigDict:
   """A small model on the synthetic corpus; `method` names another config."""
   config = importlib.import_module(f"configs.{method}").get_config()
   config.batch_size = 64
-  config.total_steps = 900
+  config.total_steps = 800
   config.log_every = 20
-  config.checkpoint_every = 300
+  config.checkpoint_every = 200
   config.data.image_size = 64
   config.data.text_length = 40
   config.data.min_crop_area = 0.8
