@@ -41,6 +41,7 @@ class Monitor:
     self._begin = self._last = time.monotonic()
     self._last_step = self._first_step = first_step
     self._waited = 0.0
+    self._once: dict[str, float] = {}  # for the next row alone
     self._path = epath.Path(workdir) / "metrics.jsonl"
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._lines = [
@@ -61,6 +62,7 @@ class Monitor:
     """Says how long it took until the first step was done, and starts anew."""
     seconds = time.monotonic() - self._begin
     print(f"time to first step {seconds:.1f} s", flush=True)
+    self._once = {"seconds_to_first_step": seconds}
     self._last, self._waited = time.monotonic(), 0.0
     self._last_step = self._first_step + 1
 
@@ -76,6 +78,7 @@ class Monitor:
       "data_wait_share": min(self._waited / elapsed, 1.0),
       "resident_memory_mib": resident_memory_mib(),
     }
+    row, self._once = row | self._once, {}
     self._write(json.dumps({"step": step, **row}))
     self._print(step, row, (self._total - step) / rate)
     if self._writer is not None:
