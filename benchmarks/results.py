@@ -96,6 +96,8 @@ def table(workdir: Path) -> str:
       beside = f"{chance[name]:.2f}" if name in chance else ""
       if name == "noise_rate_estimate":
         beside = f"true {known['noise_rate_true']:.2f}"
+      if "majority" in result:
+        beside += f"; majority class {result['majority'][name]:.2f}"
       interval = ""
       if "intervals" in result:
         low, high = result["intervals"][name]
