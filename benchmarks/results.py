@@ -4,6 +4,7 @@
     bash benchmarks/real_clips.sh CLIPS/manifest.csv runs/real
     python -m calince_jax.prepare --manifest=FILES/manifest.csv \
       --out=runs/hard --max_bad_fraction=0.6
+    python -m benchmarks.noise_study
     python -m benchmarks.results
 
 A section whose folder is not there keeps its former text.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks import noise_study_text
 from calince_jax import command_line
 from calince_jax.errors import UserError
 
@@ -37,6 +39,7 @@ def define_flags() -> None:
   flags.DEFINE_string("quickstart", "runs/quickstart", "of quickstart.sh")
   flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
   flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
+  flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ def main() -> None:
     "quickstart": (F.quickstart, quickstart),
     "real": (F.real, lambda folder: table(folder / "run")),
     "hard": (F.hard, ledger),
+    "noise_study": (F.noise_study, noise_study_text.section),
   }
   for name, (folder, make) in sections.items():
     if not Path(folder).is_dir():

@@ -175,7 +175,14 @@ def _document(config):
 
 
 # What may change between the parts of one run.
-FREE_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints")
+FREE_KEYS = (
+  "log_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "evaluate_every",
+  "evaluate_splits",
+  "data.cache",
+)
 
 
 def _differences(old, new, prefix=""):

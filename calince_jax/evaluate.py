@@ -8,6 +8,10 @@ Tasks, several separated by commas:
   video_retrieval  by class: queries of --split, gallery of --train_split
   recognition      a linear probe on frozen features of --train_split
   calibration      how well the score tells mismatched pairs of --train_split
+
+Without a known truth, make one: --data=DATA --task=calibration --mismatch=0.3
+exchanges the captions of 30 % of the clips of --train_split. On the run's own
+data the default is what the run was trained with.
 """
 
 import csv
@@ -43,6 +47,8 @@ def define_flags() -> None:
   number("num_crops", Options.num_crops, "test views across the frame", 1)
   flags.DEFINE_bool("center", Options.center, "mean-centre video_retrieval")
   number("seed", Options.seed, "of the probe and of the queries shown")
+  flags.DEFINE_float("mismatch", None, "share of exchanged captions")
+  number("mismatch_seed", None, "of that exchange; default: the run's", 0)
   number("gallery", Options.gallery, "text queries in the report", 0)
   number("worst", Options.worst, "low-scored pairs in the report", 0)
   flags.mark_flags_as_required(["workdir"])

@@ -14,6 +14,7 @@ import numpy as np
 
 from calince_jax import build, encode_clips
 from calince_jax.data.clip_dataset import ClipReader
+from calince_jax.data.mismatch import MismatchedReader, mismatched
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration, ranks, recognition, retrieval
 from calince_jax.evals.thumbnails import film_strip
@@ -38,6 +39,8 @@ class Options:
   num_crops: int = 1
   center: bool = True
   seed: int = 0
+  mismatch: float | None = None
+  mismatch_seed: int | None = None
   gallery: int = 8
   worst: int = 48
 
@@ -48,16 +51,39 @@ class Evaluation:
   def __init__(self, options: Options):
     """Opens both; UserError where one is not there."""
     self.options = options
-    self.model, self.step, config = open_run(
+    self.model, self.step, self.config = open_run(
       options.workdir, step=options.step, params=options.params
     )
-    self.data = options.data or build.data_mix(config)[0][0]
-    self.sampling = build.sampling(config)
+    self.data = options.data or build.data_mix(self.config)[0][0]
+    self.sampling = build.sampling(self.config)
 
   @functools.cache  # noqa: B019  as long as the program runs
-  def reader(self, split: str) -> ClipReader:
-    """The records of a split."""
-    return ClipReader(self.data, split)
+  def reader(self, split: str) -> ClipReader | MismatchedReader:
+    """The records of a split, captions exchanged as `mismatch` says."""
+    return mismatched(ClipReader(self.data, split), *self.mismatch(split))
+
+  def mismatch(self, split: str) -> tuple[float, int]:
+    """The share of a split's clips whose captions are exchanged; the seed.
+
+    On the run's own data it is what the run was trained with. --mismatch
+    overrules it for --train_split, on any data.
+    """
+    options, trained = self.options, self.config["data"]
+    share, seed = 0.0, trained["mismatch_seed"]
+    if options.data is None and split == trained["split"]:
+      share = trained["mismatch"]
+    if options.mismatch is not None and split == options.train_split:
+      share = options.mismatch
+    if options.mismatch_seed is not None:
+      seed = options.mismatch_seed
+    return share, seed
+
+  def exchanged(self, split: str) -> dict[str, Any]:
+    """What the protocol says of exchanged captions, where there are any."""
+    share, seed = self.mismatch(split)
+    if not share:
+      return {}
+    return {"captions exchanged": f"share {share:g}, seed {seed}"}
 
   @functools.cache  # noqa: B019
   def encoded(self, split: str) -> dict[str, Any]:
@@ -128,7 +154,8 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
       "queries": len(texts),
       "tie_rule": retrieval.TIE_RULE,
       "dual_softmax_temperature": temperature,
-    },
+    }
+    | e.exchanged(e.options.split),
     "metrics": retrieval.text_video_metrics(*arrays),
     "chance": retrieval.text_video_chance(video_of_text, len(clips)),
     "dual_softmax": retrieval.text_video_metrics(
@@ -234,7 +261,8 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
       "task": "correspondence score of the given pairs",
       "split": split,
       "pairs": len(pairs),
-    },
+    }
+    | e.exchanged(split),
     "pairs": pairs,
     "worst": [
       {

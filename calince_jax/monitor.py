@@ -58,6 +58,13 @@ class Monitor:
     yield
     self._waited += time.monotonic() - start
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """The time inside counts neither as training nor as waiting."""
+    start = time.monotonic()
+    yield
+    self._last += time.monotonic() - start
+
   def first_step_done(self) -> None:
     """Says how long it took until the first step was done, and starts anew."""
     seconds = time.monotonic() - self._begin
@@ -127,6 +134,27 @@ class Monitor:
         " --frame_rate, or give the host more cores",
         flush=True,
       )
+
+  def evaluated(
+    self, step: int, found: Mapping[str, float], chance: Mapping[str, float]
+  ) -> None:
+    """Prints the heart of an evaluation during training.
+
+    Args:
+      step: that it is of.
+      found: `SPLIT/t2v_R@1` and the like, and what PairWatch says.
+      chance: `SPLIT/t2v_R@1` and the like of random scores.
+    """
+    parts = []
+    for split in dict.fromkeys(name.split("/")[0] for name in chance):
+      t2v, v2t = (f"{split}/{way}_R@1" for way in ("t2v", "v2t"))
+      parts.append(
+        f"{split} t2v R@1 {found[t2v]:.1f} v2t R@1 {found[v2t]:.1f}"
+        f" (chance {chance[t2v]:.1f})"
+      )
+    if "pairs/auc" in found:
+      parts.append(f"score AUC {found['pairs/auc']:.2f}")
+    print(f"eval {step}: {'  '.join(parts)}", flush=True)
 
   def close(self) -> None:
     """Flushes everything."""

@@ -78,16 +78,15 @@ def train(options: Options) -> None:
   data = open_data(config)
   model = build.model_config(config, data["vocab_size"]).build()
   tx, schedule = build.optimizer(config)
-  init = functools.partial(train_step.init_state, model, tx, config["seed"])
+  init = functools.partial(train_step.init_state, model, tx, data["num_pairs"])
   layout = sharding.shardings(
-    jax.eval_shape(init), mesh, config["sharding"]["rules"]
+    jax.eval_shape(init, config["seed"]), mesh, config["sharding"]["rules"]
   )
   step = train_step.make_train_step(
     model,
     tx,
     build.objective(config),
     ema_decay=config["optimizer"]["ema_decay"],
-    seed=config["seed"],
   )
   step_function = train_step.shard_train_step(step, layout, mesh)
 
@@ -97,13 +96,22 @@ def train(options: Options) -> None:
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
-    state, first_step = start_or_resume(manager, init, layout)
+    state, first_step = start_or_resume(manager, init, config["seed"], layout)
     if jax.process_index() == 0:
       say_what_runs(config, data, mesh, state)
     batches = train_batches(config, data, mesh, first_step)
+    retrieval = open_watch(config, data, model, mesh, layout)
     with open_monitor(config, workdir, first_step) as monitor:
       state = loop(
-        config, mesh, step_function, schedule, state, batches, manager, monitor
+        config,
+        mesh,
+        step_function,
+        schedule,
+        state,
+        batches,
+        manager,
+        monitor,
+        retrieval,
       )
     checkpoint.save(manager, int(state.step), state, config)
   if jax.process_index() == 0:
@@ -113,21 +121,81 @@ def train(options: Options) -> None:
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
   """The readers of the mix and its tokenizer; nothing is decoded yet."""
   from calince_jax.data import clip_dataset
+  from calince_jax.data.mismatch import mismatched
   from calince_jax.data.tokenizer import Tokenizer
 
   folders, weights = build.data_mix(config)
+  share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
   infos = [clip_dataset.read_info(folder) for folder in folders]
   path = build.common_tokenizer(folders)
   return {
     "infos": infos,
     "weights": weights,
     "readers": [
-      clip_dataset.ClipReader(folder, config["data"]["split"])
-      for folder in folders
+      mismatched(
+        clip_dataset.ClipReader(folder, config["data"]["split"]),
+        share,
+        seed + d,
+      )
+      for d, folder in enumerate(folders)
     ],
+    "watched": watched_readers(config, folders[0]),
     "tokenizer": path,
     "vocab_size": Tokenizer(path).vocab_size,
+    "num_pairs": sum(info.num_pairs for info in infos),
   }
+
+
+def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
+  """The splits that are evaluated during training, {} if none is.
+
+  Raises:
+    UserError: `evaluate_every` does not fit, or `folder` lacks a split.
+  """
+  from calince_jax.data import clip_dataset
+
+  every, log_every = config["evaluate_every"], config["log_every"]
+  if every < 0 or every % log_every:
+    raise UserError(
+      f"config.evaluate_every={every} must be 0 or a multiple of"
+      f" config.log_every={log_every}"
+    )
+  if not every:
+    return {}
+  splits = [s for s in config["evaluate_splits"].split(",") if s]
+  known = clip_dataset.read_info(folder).splits
+  missing = [split for split in splits if split not in known]
+  if missing or not splits:
+    raise UserError(
+      f"config.evaluate_splits={config['evaluate_splits']!r}: {folder} has the"
+      f" splits {sorted(known)}; name some of them, or set"
+      " config.evaluate_every=0"
+    )
+  return {split: clip_dataset.ClipReader(folder, split) for split in splits}
+
+
+def open_watch(
+  config: dict[str, Any],
+  data: dict[str, Any],
+  model: Any,
+  mesh: Any,
+  layout: Any,
+) -> Any:
+  """The RetrievalWatch of the run, None where nothing is evaluated."""
+  if not data["watched"]:
+    return None
+  from calince_jax.data.tokenizer import Tokenizer
+  from calince_jax.watch import RetrievalWatch
+
+  return RetrievalWatch(
+    model,
+    data["watched"],
+    Tokenizer(data["tokenizer"]),
+    build.sampling(config),
+    batch_size=config["batch_size"],
+    mesh=mesh,
+    layout=layout.ema_params,
+  )
 
 
 def train_batches(
@@ -149,6 +217,7 @@ def train_batches(
     text_length=config["data"]["text_length"],
     seed=config["seed"],
     first_step=first_step,
+    cache=config["data"]["cache"],
   )
 
 
@@ -164,16 +233,18 @@ def keep_tokenizer(workdir: str, path: Path) -> None:
     )
 
 
-def start_or_resume(manager: Any, init: Any, layout: Any) -> tuple[Any, int]:
+def start_or_resume(
+  manager: Any, init: Any, seed: int, layout: Any
+) -> tuple[Any, int]:
   """A fresh state, or that of the last checkpoint; and its step."""
   step = manager.latest_step()
   if step is None:
-    return jax.jit(init, out_shardings=layout)(), 0
+    return jax.jit(init, out_shardings=layout)(seed), 0
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
     ),
-    jax.eval_shape(init),
+    jax.eval_shape(init, seed),
     layout,
   )
   return checkpoint.restore(manager, step, abstract), step
@@ -188,6 +259,7 @@ def loop(
   batches: Iterator[dict[str, np.ndarray]],
   manager: Any,
   monitor: Monitor | None,
+  retrieval: Any,
 ) -> Any:
   """Trains until `total_steps`; returns the last state.
 
@@ -195,6 +267,7 @@ def loop(
   devices do not wait for the log.
   """
   total, first_step = config["total_steps"], int(state.step)
+  pairs = open_pairs(retrieval)
   previous = None
   for step in range(first_step + 1, total + 1):
     with monitor.waiting() if monitor else contextlib.nullcontext():
@@ -203,17 +276,47 @@ def loop(
     if step == first_step + 1 and monitor:
       jax.block_until_ready(metrics)
       monitor.first_step_done()
-    for done, seen in ([previous] if previous else []) + (
-      [(step, metrics)] if step == total else []
+    found = {}
+    if retrieval and (step % config["evaluate_every"] == 0 or step == total):
+      found = evaluate(state, retrieval, monitor)
+    for done, seen, judged in ([previous] if previous else []) + (
+      [(step, metrics, found)] if step == total else []
     ):
       check_finite(config, manager, state, seen)
+      of_pairs = seen.pop("pairs")
+      if pairs:
+        pairs.add(jax.device_get(of_pairs))
+      if judged:
+        judged |= pairs.summary()
       if monitor and (done % config["log_every"] == 0 or done == total):
         rate = schedule(done - 1)
-        monitor.log(done, jax.device_get(seen) | {"learning_rate": rate})
-    previous = (step, metrics)
+        monitor.log(
+          done, jax.device_get(seen) | {"learning_rate": rate} | judged
+        )
+        if judged:
+          monitor.evaluated(done, judged, retrieval.chance())
+    previous = (step, metrics, found)
     if step % config["checkpoint_every"] == 0:
       checkpoint.save(manager, step, state, config)
   return state
+
+
+def open_pairs(retrieval: Any) -> Any:
+  """The PairWatch of the run, None where nothing is evaluated."""
+  if retrieval is None:
+    return None
+  from calince_jax.watch import PairWatch
+
+  return PairWatch()
+
+
+def evaluate(
+  state: Any, retrieval: Any, monitor: Monitor | None
+) -> dict[str, float]:
+  """What RetrievalWatch says now; its time is not that of training."""
+  jax.block_until_ready(state.step)
+  with monitor.paused() if monitor else contextlib.nullcontext():
+    return retrieval.metrics(state.ema_params)
 
 
 def check_finite(

@@ -23,16 +23,26 @@ class TrainState:
   params: Any
   opt_state: Any
   ema_params: Any  # exponential moving average of params
-  histograms: dict[str, jax.Array]  # of the noise rate's estimate
+  calibration: dict[str, Any]  # what is known of the scores of the pairs
+  random_key: jax.Array  # uint32 [2]; with the step, all randomness
   bad_steps: jax.Array  # int32 [], non-finite steps in a row
 
 
 def init_state(
   model: CaliNCE,
   optimizer: optax.GradientTransformation,
-  seed: int,
+  num_pairs: int,
+  seed: jax.Array | int,
 ) -> TrainState:
-  """A fresh state; run it under `jax.jit` to create it already sharded."""
+  """A fresh state; run it under `jax.jit` to create it already sharded.
+
+  Args:
+    model: see models/cali_nce.py.
+    optimizer: from optimizer.py.
+    num_pairs: every `pair_index` is below it.
+    seed: of the parameters and of all randomness in training. An argument of
+      the compiled function, so that another seed is not another program.
+  """
   params = init_params(model, seed)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -40,12 +50,13 @@ def init_state(
     opt_state=optimizer.init(params),
     # A copy: donated buffers may not be shared.
     ema_params=jax.tree.map(jnp.copy, params),
-    histograms=calibration.init_histograms(),
+    calibration=calibration.init_state(num_pairs),
+    random_key=jax.random.key_data(jax.random.key(seed)),
     bad_steps=jnp.zeros((), jnp.int32),
   )
 
 
-def init_params(model: CaliNCE, seed: int) -> Any:
+def init_params(model: CaliNCE, seed: jax.Array | int) -> Any:
   """Fresh parameters, float32."""
   key = jax.random.key(seed)
   return model.init(
@@ -64,6 +75,7 @@ def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
     "text_ids": jnp.ones((B, L), jnp.int32),
     "text_mask": jnp.ones((B, L), bool),
     "pair_index": jnp.arange(B, dtype=jnp.int32),
+    "matched": jnp.ones((B,), jnp.int8),
   }
 
 
@@ -73,7 +85,6 @@ def make_train_step(
   objective: Objective,
   *,
   ema_decay: float,
-  seed: int,
 ) -> Callable:
   """The function (state, batch) -> (state, metrics), to be jitted.
 
@@ -85,7 +96,11 @@ def make_train_step(
     optimizer: from optimizer.py.
     objective: the mix of losses.
     ema_decay: in [0, 1); the average starts faster, as (1 + n) / (10 + n).
-    seed: with the step number, the source of all randomness.
+
+  Returns:
+    The function. `metrics` holds scalars, a histogram, and `pairs`: for each
+    pair of the global batch [B] its `matched`, `score`, `confidence` and
+    `weight`, see losses/objective.py.
   """
 
   def loss_of(params, state, batch, rngs):
@@ -98,10 +113,15 @@ def make_train_step(
       deterministic=not model.config.dropout,
       rngs=rngs,
     )
-    return co_training_loss(objective, outputs, state.histograms, state.step)
+    if objective.needs_momentum:
+      outputs |= momentum_embeddings(model, state.ema_params, batch)
+    return co_training_loss(
+      objective, outputs, batch, state.calibration, state.step
+    )
 
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.wrap_key_data(state.random_key)
+    key = jax.random.fold_in(key, state.step)
     streams = ("negatives", "masking", "dropout")
     rngs = dict(zip(streams, jax.random.split(key, 3), strict=True))
     (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(
@@ -117,7 +137,7 @@ def make_train_step(
       "ema_params": optax.incremental_update(
         params, state.ema_params, 1.0 - decay
       ),
-      "histograms": aux["histograms"],
+      "calibration": aux["calibration"],
     }
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -135,10 +155,26 @@ def make_train_step(
       "duplicate_rate": duplicate_rate(batch["text_ids"]),
       "skipped": ~finite,
       "bad_steps": state.bad_steps,
+      "pairs": aux["pairs"],
     }
     return state, metrics
 
   return train_step
+
+
+def momentum_embeddings(
+  model: CaliNCE, ema_params: Any, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """`momentum_video`, `momentum_text` [B, D] of the averaged parameters."""
+  variables = {"params": ema_params}
+  video = model.apply(variables, batch["video"], method="encode_video")
+  text = model.apply(
+    variables, batch["text_ids"], batch["text_mask"], method="encode_text"
+  )
+  return {
+    "momentum_video": video["embedding"],
+    "momentum_text": text["embedding"],
+  }
 
 
 def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:

@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 1_000  # steps
   config.keep_checkpoints = 3  # the latest ones
   config.max_bad_steps = 20  # non-finite steps in a row that end the run
+  # Zero-shot retrieval during training; 0: never. A multiple of log_every.
+  config.evaluate_every = 0  # steps
+  config.evaluate_splits = "val"  # separated by commas
 
   config.data = ml_collections.ConfigDict()
   # Prepared folders, separated by commas, and how often each is read.
@@ -37,6 +40,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.min_crop_area = 0.5  # of the picture, in training
   config.data.flip = False  # captions say left and right
   config.data.text_length = 32  # tokens, begin and end included
+  config.data.cache = False  # keep the training split's records in memory
+  # For studies: this share of the training clips gets another one's caption.
+  config.data.mismatch = 0.0
+  config.data.mismatch_seed = 0
 
   config.model = ml_collections.ConfigDict()
   config.model.video_size = "S"  # mu, nano, Ti, S, B, L
@@ -50,12 +57,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.scan = True  # one compiled block a stack
   config.model.remat = "none"  # none, dots or full: memory for time
   config.model.logit_scale = 14.3  # 1 / 0.07, learned, at most 100 (CLIP)
+  # Of siglip alone: added to the scaled cosines, learned (-10 in its paper).
+  config.model.logit_bias = config_dict.placeholder(float)
   # mlp on the two embeddings: cheap, and small enough not to memorise soon.
   # bilinear, cosine: smaller still; fusion: text tokens look at video tokens.
   config.model.head = "mlp"
   config.model.head_hidden = 128
   # False: the correspondence loss teaches the encoders too (co-training).
   config.model.head_detached = False
+  # Two heads: each learns from half of the pairs and scores the other half.
+  config.model.cross_fit = True
   config.model.predictive_task = "masked_text"  # or caption, latent
   config.model.predictive_depth = 2  # decoder blocks
   config.model.mask_rate = 0.3  # of the words, of masked_text
@@ -64,17 +75,27 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.correspondence_weight = 1.0  # lambda_c
   config.objective.contrastive_weight = 1.0  # lambda_n
   config.objective.predictive_weight = 1.0  # lambda_p
+  # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
+  # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
+  config.objective.contrastive = "infonce"
   config.objective.num_negatives = 4  # K, uniform in-batch negatives a video
-  config.objective.confidence = "posterior"  # none, score or posterior
+  # How far a pair is trusted: density_ratio, posterior, score, none (all alike)
+  # and, to compare with, robust_xid and oracle (the truth, if it is known).
+  config.objective.confidence = "density_ratio"
+  # What ranks the pairs for it: head, the correspondence head's logit; cosine,
+  # the contrastive one; or both.
+  config.objective.score = "both"
   # The share of mismatched pairs; None: estimated from the scores.
   config.objective.noise_rate = config_dict.placeholder(float)
-  config.objective.floor = 0.0  # the least confidence
-  config.objective.power = 1.0  # > 1 separates more
-  config.objective.warmup_share = 0.1  # of total_steps with all confidences 1
+  config.objective.floor = 0.0  # the least weight
+  config.objective.power = 5.0  # > 1 separates more
+  # A pair's confidence is averaged over about 1 / (1 - memory) visits.
+  config.objective.memory = 0.0
+  config.objective.warmup_share = 0.05  # of total_steps with all weights 1
   config.objective.ramp_share = 0.1  # of total_steps to blend them in
-  config.objective.weigh_predictive = False  # confidences there, too
-  # 0.98: the noise rate is estimated over about the last 50 batches.
-  config.objective.histogram_decay = 0.98
+  config.objective.weigh_predictive = True  # weights there, too
+  # 0.95: the scores' statistics are of about the last 20 batches.
+  config.objective.histogram_decay = 0.95
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.learning_rate = 1e-3  # the peak; cosine decay to 0

@@ -13,4 +13,5 @@ def get_config() -> ml_collections.ConfigDict:
   """Cali-NCE with all confidences 1."""
   config = base.get_config()
   config.objective.confidence = "none"
+  config.model.cross_fit = False  # no weight depends on the score
   return config

@@ -1,4 +1,8 @@
-"""A config's `sweep()` as named, checked runs: one command line each."""
+"""A config's `sweep()` as named, checked runs: one command line each.
+
+An override is `"dotted.key": value`. One key is special: "config_argument" is
+what `get_config` is called with, `--config=PATH:ARGUMENT` on a command line.
+"""
 
 import importlib.util
 import re
@@ -7,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -15,6 +20,7 @@ from ml_collections import config_flags
 from calince_jax.errors import UserError
 from launch.workers import Command
 
+ARGUMENT = "config_argument"
 MAX_NAME = 200  # bytes; file systems allow 255
 
 
@@ -62,13 +68,15 @@ def expand(
     twice = sorted(shared.keys() & overrides.keys())
     if twice:
       raise UserError(f"{twice[0]!r} is set by sweep() and by --config.*")
+    this = _with_argument(config, overrides)
     words = [
       f"--config.{key}={value}"
       for key, value in {**shared, **overrides}.items()
+      if key != ARGUMENT
     ]
-    check_overrides(config, words, name)
+    check_overrides(this, words, name)
     folder = f"--workdir={workdir}/{name}"
-    train = (*module, "calince_jax.train", f"--config={config}", *words, folder)
+    train = (*module, "calince_jax.train", f"--config={this}", *words, folder)
     commands = [train]
     if evaluate is not None:
       extra = shlex.split(evaluate)
@@ -77,17 +85,35 @@ def expand(
   return runs
 
 
-def _sweep_of(config: str) -> Callable[[], Iterable[dict[str, Any]]]:
+def _with_argument(config: str, overrides: Mapping[str, Any]) -> str:
+  if ARGUMENT not in overrides:
+    return config
+  if ":" in config:
+    raise UserError(f"sweep() sets what follows the colon of --config={config}")
+  return f"{config}:{overrides[ARGUMENT]}"
+
+
+def load(config: str) -> ModuleType:
+  """The Python file of a --config, with or without `:argument`, executed.
+
+  Raises:
+    UserError: there is no such file.
+  """
   path = config.split(":", 1)[0]
   spec = importlib.util.spec_from_file_location("sweep_config", path)
   if spec is None or not Path(path).is_file():
     raise UserError(f"--config={config}: there is no Python file {path}")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+def _sweep_of(config: str) -> Callable[[], Iterable[dict[str, Any]]]:
+  module = load(config)
   if not hasattr(module, "sweep"):
     raise UserError(
-      f"{path} has no sweep(): write a function beside get_config() that yields"
-      ' dicts of overrides, such as {"seed": 0}'
+      f"{config} has no sweep(): write a function beside get_config() that"
+      ' yields dicts of overrides, such as {"seed": 0}'
     )
   return module.sweep
 
@@ -95,7 +121,8 @@ def _sweep_of(config: str) -> Callable[[], Iterable[dict[str, Any]]]:
 def run_names(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
   """`seed=0,power=2`: folder names made of the overrides.
 
-  The last part of a dotted key stands for it where that is unambiguous.
+  The last part of a dotted key stands for it where that is unambiguous; the
+  value of "config_argument" stands alone: `infonce,seed=0`.
 
   Raises:
     UserError: two runs would have one name, or a name is too long.
@@ -109,7 +136,7 @@ def run_names(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
       last = key.split(".")[-1]
       short = last if lasts.count(last) == 1 else key
       plain = re.sub(r"[^\w.+-]+", "_", str(value))
-      parts.append(f"{short}={plain}")
+      parts.append(plain if key == ARGUMENT else f"{short}={plain}")
     return ",".join(parts) or "default"
 
   names = [name(overrides) for overrides in sweep]

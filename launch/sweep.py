@@ -10,6 +10,9 @@
       for seed in range(3):
         yield {"seed": seed, "objective.confidence": "score"}
 
+The key "config_argument" is what `get_config` is called with:
+{"config_argument": "infonce"} runs --config=configs/x.py:infonce.
+
 Without --run the commands are printed, one run a line, to be started anywhere;
 --collect then makes the table. With --run they are started here, from the
 root of the repository, and what has finished already is skipped.

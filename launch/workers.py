@@ -1,5 +1,7 @@
 """Runs commands side by side, each with a log; resumable, stoppable."""
 
+import contextlib
+import datetime
 import json
 import os
 import shlex
@@ -7,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,23 +25,30 @@ def run_all(
   jobs: Mapping[Path, Sequence[Command]],
   *,
   num_workers: int,
+  environment: Mapping[str, str] | None = None,
+  cores: Sequence[Collection[int]] | None = None,
   out: TextIO | None = None,
 ) -> list[Path]:
   """Runs the commands of each folder, `num_workers` folders at a time.
 
-  Their output goes to FOLDER/sweep.log. FOLDER/done.json says what was run and
-  how it ended; a folder in which the same commands ended with 0 is skipped.
+  Their output goes to FOLDER/sweep.log. FOLDER/done.json says what was run,
+  how it ended and how many seconds it took since it was last started; a folder
+  in which the same commands ended with 0 is skipped.
   Left by an exception, Ctrl-C among them, it stops what it has started.
 
   Args:
     jobs: of each folder, the argv lists to run in order.
     num_workers: at least 1.
+    environment: variables of the commands, over those of this process.
+    cores: [num_workers], the CPU cores that each worker is kept to (Linux);
+      default: all.
     out: where progress is printed; default: standard output.
 
   Returns:
     The folders of which a command failed.
   """
-  waiting, active, failed = [], [], []
+  waiting, active, failed, seconds = [], [], [], []
+  free = list(range(num_workers))
 
   def say(text):
     print(text, file=out or sys.stdout, flush=True)
@@ -51,8 +60,10 @@ def run_all(
       waiting.append((folder, commands))
   try:
     while waiting or active:
-      while waiting and len(active) < num_workers:
-        active.append(_Active(*waiting.pop(0)))
+      while waiting and free:
+        worker = free.pop(0)
+        place = None if cores is None else cores[worker]
+        active.append(_Active(*waiting.pop(0), worker, environment, place))
         say(f"start  {active[-1].folder.name}, {len(waiting)} waiting")
       time.sleep(POLL_SECONDS)
       for run in list(active):
@@ -60,9 +71,11 @@ def run_all(
         if status is None:
           continue
         active.remove(run)
+        free.append(run.worker)
         if status == 0:
-          seconds = time.monotonic() - run.begin
-          say(f"done   {run.folder.name} in {seconds:.0f} s")
+          seconds.append(run.seconds)
+          eta = _eta(seconds, active, len(waiting), num_workers)
+          say(f"done   {run.folder.name} in {run.seconds:.0f} s; {eta}")
         else:
           failed.append(run.folder)
           say(_failure(run.folder, status))
@@ -71,13 +84,34 @@ def run_all(
   return failed
 
 
+def _eta(
+  seconds: Sequence[float],
+  active: Sequence["_Active"],
+  num_waiting: int,
+  num_workers: int,
+) -> str:
+  """How many are left, and how long they take if they are like the others."""
+  mean = sum(seconds) / len(seconds)
+  left = sum(max(mean - run.seconds, 0) for run in active) + num_waiting * mean
+  eta = datetime.timedelta(seconds=round(left / num_workers))
+  return f"{num_waiting + len(active)} left, ETA {eta}"
+
+
 class _Active:
   """A run whose commands are being executed, one after the other."""
 
-  def __init__(self, folder: Path, commands: Sequence[Command]):
+  def __init__(
+    self,
+    folder: Path,
+    commands: Sequence[Command],
+    worker: int,
+    environment: Mapping[str, str] | None,
+    cores: Collection[int] | None,
+  ):
     folder.mkdir(parents=True, exist_ok=True)
-    self.folder, self.commands = folder, commands
-    self.begin = time.monotonic()
+    self.folder, self.commands, self.worker = folder, commands, worker
+    self._environment, self._cores = os.environ | (environment or {}), cores
+    self._begin = time.monotonic()
     (folder / DONE).unlink(missing_ok=True)
     self._log = (folder / LOG).open("a")
     self._left = list(commands)
@@ -87,13 +121,20 @@ class _Active:
     command = self._left.pop(0)
     print(f"+ {shlex.join(command)}", file=self._log, flush=True)
     # A session of its own: what a run started is stopped together with it.
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.DEVNULL,
-      stdout=self._log,
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    )
+    with _kept_to(self._cores):
+      self._process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=self._log,
+        stderr=subprocess.STDOUT,
+        env=self._environment,
+        start_new_session=True,
+      )
+
+  @property
+  def seconds(self) -> float:
+    """Since it was started."""
+    return time.monotonic() - self._begin
 
   def poll(self) -> int | None:
     """None while it runs, then the first status that is not 0, or 0."""
@@ -103,7 +144,11 @@ class _Active:
       return None
     if status is not None:
       self._log.close()
-      document = {"commands": self.commands, "exit_status": status}
+      document = {
+        "commands": self.commands,
+        "exit_status": status,
+        "seconds": round(self.seconds, 1),
+      }
       unfinished = self.folder / (DONE + ".tmp")
       unfinished.write_text(json.dumps(document, indent=1) + "\n")
       unfinished.replace(self.folder / DONE)
@@ -122,14 +167,29 @@ class _Active:
       self.signal(signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def _kept_to(cores: Collection[int] | None) -> Iterator[None]:
+  """This thread, and what it starts inside, runs on these cores."""
+  if cores is None:
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
 def _is_done(folder: Path, commands: Sequence[Command]) -> bool:
-  document = read_done(folder)
-  wanted = [list(command) for command in commands]
-  return document == {"commands": wanted, "exit_status": 0}
+  done = read_done(folder)
+  if done is None or done["exit_status"] != 0:
+    return False
+  return done["commands"] == [list(command) for command in commands]
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-  """{commands, exit_status} of a folder, or None where nothing has ended."""
+  """{commands, exit_status, seconds}, or None where nothing has ended."""
   path = folder / DONE
   return json.loads(path.read_text()) if path.exists() else None
 

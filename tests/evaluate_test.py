@@ -9,9 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import tiny_config
 from PIL import Image
 
-from calince_jax import evaluate, run_model
+from calince_jax import evaluate, run_model, train
 from calince_jax.data import clip_dataset, pipeline
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.errors import UserError
@@ -257,6 +258,46 @@ def test_unlabelled_data_is_refused_where_labels_are_needed(
   assert "auc" not in result["metrics"] and result["chance"] == {}
   assert sum(result["histogram"]["unknown"]) == 80
   assert {pair["matched"] for pair in result["worst"]} == {None}
+
+
+def test_a_known_share_of_captions_can_be_exchanged(run, results):
+  known = dict(mismatch=0.3, mismatch_seed=4)
+  result = run_tasks(run, "calibration,retrieval", **known)
+  protocol = result["calibration"]["protocol"]
+  assert protocol["captions exchanged"] == "share 0.3, seed 4"
+  # 12 of the 40 clips, two captions each; of the rest, some were wrong before.
+  truth = result["calibration"]["metrics"]["noise_rate_true"]
+  assert 24 / 80 <= truth <= 32 / 80
+  plain = results["calibration"]
+  assert "captions exchanged" not in plain["protocol"]
+  assert plain["metrics"]["noise_rate_true"] == pytest.approx(8 / 80)
+  # The other split is as it was.
+  assert "captions exchanged" not in result["retrieval"]["protocol"]
+  assert result["retrieval"]["metrics"] == results["retrieval"]["metrics"]
+
+
+def test_what_a_run_was_trained_on_is_exchanged_again(
+  trained_run, tiny_dataset, tmp_path
+):
+  run = shutil.copytree(trained_run, tmp_path / "run")
+  document = json.loads((run / "config.json").read_text())
+  document["config"]["data"] |= {"mismatch": 0.4, "mismatch_seed": 2}
+  (run / "config.json").write_text(json.dumps(document))
+
+  def texts(**more):
+    evaluation = evaluate.Evaluation(evaluate.Options(str(run), **more))
+    reader = evaluation.reader("train")
+    return [record["texts"] for record in reader.read(range(40))]
+
+  config = tiny_config(
+    tiny_dataset, changes={"data.mismatch": 0.4, "data.mismatch_seed": 2}
+  )
+  (trained_on,) = train.open_data(config.to_dict())["readers"]
+  assert texts() == [r["texts"] for r in trained_on.read(range(40))]
+  plain = texts(mismatch=0.0)
+  assert texts() != plain
+  assert texts(data=str(tiny_dataset)) == plain
+  assert texts(train_split="test", mismatch=0.2) == texts()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ CHANGES = {
   "objective.predictive_weight": 0.0,
   "total_steps": 4,
   "checkpoint_every": 4,
+  "evaluate_every": 2,
+  "evaluate_splits": "test",
 }
 
 
@@ -89,6 +91,21 @@ def test_the_losses_are_those_of_one_process(two_processes, one_process):
       )
 
 
+def test_they_find_in_the_evaluation_what_one_process_finds(
+  two_processes, one_process
+):
+  workdir, (first, second) = two_processes
+  assert "eval 4: test t2v R@1" in first and "eval" not in second
+  for ours, theirs in zip(rows(workdir), rows(one_process), strict=True):
+    names = [name for name in theirs if name.startswith(("test/", "pairs/"))]
+    assert "test/v2t_R@1" in names and "pairs/noise_rate_true" in names
+    for name in names:
+      # Rounding may change the place of a clip or two of the 12.
+      step = 9 if name.startswith("test/") else 0.02
+      assert ours[name] == pytest.approx(theirs[name], abs=step), name
+    assert ours["pairs/noise_rate_true"] == theirs["pairs/noise_rate_true"]
+
+
 def test_one_process_goes_on_from_the_checkpoint_of_two(
   two_processes, one_process, tiny_dataset, capsys
 ):
@@ -96,11 +113,11 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
   train_tiny(workdir, tiny_config(tiny_dataset, changes=CHANGES))
   assert "resumed at step 4" in capsys.readouterr().out
   ours, theirs = (
-    checkpoint.restore_parts(str(folder), 4, ["params", "histograms"])[1]
+    checkpoint.restore_parts(str(folder), 4, ["params", "calibration"])[1]
     for folder in (workdir, one_process)
   )
   jax.tree.map(
-    np.testing.assert_array_equal, ours["histograms"], theirs["histograms"]
+    np.testing.assert_array_equal, ours["calibration"], theirs["calibration"]
   )
   flat = inference.flatten(ours["params"])
   for name, value in inference.flatten(theirs["params"]).items():

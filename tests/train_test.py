@@ -25,7 +25,7 @@ STATE = (
   "params",
   "opt_state",
   "ema_params",
-  "histograms",
+  "calibration",
   "bad_steps",
 )
 LOGGED = {
@@ -179,10 +179,10 @@ def test_one_device_learns_what_eight_learn(
   config = tiny_config(tiny_dataset).to_dict()
   model = build.model_config(config, vocab_size=80).build()
   init = functools.partial(
-    train_step.init_state, model, build.optimizer(config)[0], 0
+    train_step.init_state, model, build.optimizer(config)[0], 104
   )
   layout = sharding.shardings(
-    jax.eval_shape(init), sharding.make_mesh(), config["sharding"]["rules"]
+    jax.eval_shape(init, 0), sharding.make_mesh(), config["sharding"]["rules"]
   )
   spread = [not s.is_fully_replicated for s in jax.tree.leaves(layout)]
   assert any(spread), "nothing is sharded: this test would show nothing"

@@ -8,11 +8,14 @@
 TensorFlow is kept to the CPU.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from calince_jax.data import clip_source
 from calince_jax.data import sampling as sampling_lib
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.data.sampling import Mix, Sampling
@@ -22,6 +25,9 @@ from calince_jax.errors import UserError
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
+
+
+SAMPLES_A_CALL = 32  # of Python, which runs one at a time
 
 
 def train_batches(
@@ -36,6 +42,7 @@ def train_batches(
   text_length: int,
   seed: int,
   first_step: int,
+  cache: bool = False,
   prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's rows of each global batch, for ever, from `first_step` on.
@@ -51,64 +58,107 @@ def train_batches(
     text_length: L.
     seed: with the position, the source of all randomness.
     first_step: the step that the first batch is for.
+    cache: read everything once, before the first batch, and keep it in memory
+      (clip_source.py says what); the samples are the same.
     prefetch: batches that are made ahead.
 
   Yields:
     {video uint8 [b, T, S, S, 3], text_ids int32 [b, L], text_mask bool
-    [b, L], pair_index int32 [b]}.
+    [b, L], pair_index int32 [b], matched int8 [b]: 1 the text is known to
+    belong to the video, 0 known not to, -1 unknown}.
 
   Raises:
     UserError: a record cannot be read or decoded.
   """
-  mix = Mix(weights)
+  T, S = sampling.num_frames, sampling.image_size
   rows = np.asarray(rows, np.int64)
+  address = _addresses(readers, weights, seed)
+  with _named_fault():
+    load = (
+      clip_source.from_memory(readers, sampling)
+      if cache
+      else clip_source.from_disk(readers)
+    )
+  decoded = cache and clip_source.keeps_pictures(sampling)
 
-  def address(p):
-    d, turn = mix(p)
-    epoch, index = divmod(turn, len(readers[d]))
-    key = np.array([seed, epoch * len(readers) + d], np.int32)
-    return d, index, key, len(readers[d]) - 1
+  def encode(text):
+    ids, mask = tokenizer.encode([text], text_length)
+    return ids[0], mask[0]
+
+  encode = functools.cache(encode) if cache else encode
 
   def sample(p, d, index):
-    rng = sampling_lib.generator(seed, int(p))
-    record = readers[d].read([index])[0]
+    rng = sampling_lib.generator(seed, p)
+    record, pictures = load(d, index)
     chosen = rng.integers(len(record["texts"]))
-    ids, mask = tokenizer.encode([record["texts"][chosen]], text_length)
-    frames = sampling_lib.sample_frames(sampling, len(record["frames"]), rng)
+    ids, mask = encode(record["texts"][chosen])
+    frames = sampling_lib.sample_frames(sampling, len(pictures), rng)
     box = sampling_lib.sample_crop(
       sampling, record["width"], record["height"], rng
     )
     flip = sampling.flip and rng.random() < 0.5
     pair = record["pair_indices"][chosen] + pair_offsets[d]
-    jpegs = np.array([record["frames"][i] for i in frames], object)
-    return jpegs, box, np.bool_(flip), ids[0], mask[0], np.int32(pair)
+    matched = record["matched"][chosen]
+    return pictures[frames], box, flip, ids, mask, pair, matched
 
-  def make(k):
+  def samples(k):
     # k counts this host's samples; p all hosts'.
-    p = k // len(rows) * batch_size + tf.gather(rows, k % len(rows))
-    d, index, key, last = tf.numpy_function(
-      address, [p], [tf.int64, tf.int64, tf.int32, tf.int64]
-    )
-    key = tf.ensure_shape(key, [2])
-    index = tf.random.experimental.index_shuffle(index, key, last)
-    jpegs, box, flip, ids, mask, pair = tf.numpy_function(
-      sample,
-      [p, d, index],
-      [tf.string, tf.int32, tf.bool, tf.int32, tf.bool, tf.int32],
-    )
-    video = _decode(jpegs, box, sampling)
+    p = k // len(rows) * batch_size + rows[k % len(rows)]
+    columns = zip(*map(sample, p.tolist(), *address(p)), strict=True)
+    return [
+      np.array(column, dtype.as_numpy_dtype)
+      for column, dtype in zip(columns, types, strict=True)
+    ]
+
+  types = [tf.uint8 if decoded else tf.string, tf.int32, tf.bool]
+  types += [tf.int32, tf.bool, tf.int32, tf.int8]
+
+  def finish(pictures, box, flip, ids, mask, pair, matched):
+    if not decoded:
+      pictures = clip_source.decode(tf.ensure_shape(pictures, [T]), box, S)
+    video = tf.ensure_shape(pictures, [T, S, S, 3])
+    if sampling.flip:
+      video = tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video)
     return {
-      "video": tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video),
+      "video": video,
       "text_ids": tf.ensure_shape(ids, [text_length]),
       "text_mask": tf.ensure_shape(mask, [text_length]),
       "pair_index": tf.ensure_shape(pair, []),
+      "matched": tf.ensure_shape(matched, []),
     }
 
   first = first_step * len(rows)
   dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-  dataset = dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.batch(SAMPLES_A_CALL).map(
+    lambda k: tf.numpy_function(samples, [k], types),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
+  dataset = dataset.unbatch().map(finish, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.batch(len(rows), drop_remainder=True).prefetch(prefetch)
   return _numpy(dataset)
+
+
+def _addresses(
+  readers: Sequence[ClipReader], weights: Sequence[float], seed: int
+) -> Callable[[np.ndarray], tuple[list[int], list[int]]]:
+  """The function from positions [n] to data sets [n] and records [n]."""
+  mix = Mix(weights)
+  sizes = np.array([len(reader) for reader in readers])
+
+  def address(p):
+    d, turn = np.array([mix(one) for one in p.tolist()]).T
+    epoch, index = np.divmod(turn, sizes[d])
+    order = epoch * len(readers) + d
+    for one in np.unique(order):
+      # Each epoch of each data set is in an order of its own.
+      index[order == one] = tf.random.experimental.index_shuffle(
+        index[order == one],
+        np.array([seed, one], np.int32),
+        sizes[one % len(readers)] - 1,
+      )
+    return d.tolist(), index.tolist()
+
+  return address
 
 
 def eval_batches(
@@ -118,17 +168,28 @@ def eval_batches(
   batch_size: int,
   num_clips: int = 1,
   num_crops: int = 1,
+  rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Each clip of a split, in order, in num_clips x num_crops test views.
 
-  Yields:
-    {video uint8 [batch_size, T, S, S, 3], record int64 [batch_size]}; the
-    last batch is filled up with repetitions whose `record` is -1.
-  """
-  views = num_clips * num_crops
+  Args:
+    reader: of the split.
+    sampling: see Sampling.
+    batch_size: B, of the global batch.
+    num_clips: views along time.
+    num_crops: views across the frame.
+    rows: int [b], which rows of the global batch this host holds; None: all.
 
-  def sample(k):
-    index, view = divmod(int(k), views)
+  Yields:
+    {video uint8 [b, T, S, S, 3], record int64 [b]}; the last batch is filled
+    up with repetitions whose `record` is -1.
+  """
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  views = num_clips * num_crops
+  total = len(reader) * views
+
+  def sample(p):
+    index, view = divmod(int(p), views)
     record = reader.read([index])[0]
     clip, crop = divmod(view, num_crops)
     frames = sampling_lib.view_frames(
@@ -140,39 +201,33 @@ def eval_batches(
     return np.array([record["frames"][i] for i in frames], object), box
 
   def make(k):
-    jpegs, box = tf.numpy_function(sample, [k], [tf.string, tf.int32])
-    return {"video": _decode(jpegs, box, sampling), "record": k // views}
+    p = k // len(rows) * batch_size + tf.gather(rows, k % len(rows))
+    jpegs, box = tf.numpy_function(
+      sample, [tf.minimum(p, total - 1)], [tf.string, tf.int32]
+    )
+    jpegs = tf.ensure_shape(jpegs, [sampling.num_frames])
+    video = clip_source.decode(jpegs, box, sampling.image_size)
+    record = tf.where(p < total, p // views, np.int64(-1))
+    return {"video": video, "record": record}
 
-  dataset = tf.data.Dataset.range(len(reader) * views)
+  batches = -(-total // batch_size)
+  dataset = tf.data.Dataset.range(batches * len(rows))
   dataset = dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE)
-  for batch in _numpy(dataset.batch(batch_size).prefetch(2)):
-    missing = batch_size - len(batch["record"])
-    fill = [(0, missing)] + [(0, 0)] * 4
-    yield {
-      "video": np.pad(batch["video"], fill, mode="edge"),
-      "record": np.pad(batch["record"], (0, missing), constant_values=-1),
-    }
-
-
-def _decode(jpegs, box, sampling):
-  """T JPEG files and one box -> uint8 [T, S, S, 3]."""
-  T, S = sampling.num_frames, sampling.image_size
-  jpegs = tf.ensure_shape(jpegs, [T])
-  box = tf.ensure_shape(box, [4])
-  frames = [
-    tf.io.decode_and_crop_jpeg(jpegs[t], box, channels=3) for t in range(T)
-  ]
-  video = tf.image.resize(tf.stack(frames), [S, S], antialias=True)
-  video = tf.cast(tf.round(tf.clip_by_value(video, 0.0, 255.0)), tf.uint8)
-  return tf.ensure_shape(video, [T, S, S, 3])
+  return _numpy(dataset.batch(len(rows)).prefetch(2))
 
 
 def _numpy(dataset):
-  """The batches; what went wrong in a worker becomes a UserError."""
   options = tf.data.Options()
   options.deterministic = True
-  try:
+  with _named_fault():
     yield from dataset.with_options(options).as_numpy_iterator()
+
+
+@contextlib.contextmanager
+def _named_fault():
+  """What went wrong in a worker becomes a UserError."""
+  try:
+    yield
   except tf.errors.OpError as error:
     raise UserError(
       f"a sample cannot be read or decoded: {str(error.message)[:600]}; prepare"

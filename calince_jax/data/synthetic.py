@@ -19,10 +19,13 @@ name every shape, colour and motion; size and texture are sometimes left out.
 * `matched`: in train, round(mismatch * num_clips) captions are exchanged among
   their clips (0); the others, and all of val and test, are right (1).
 
-A clip depends on (seed, split, its index, max_objects) alone.
+--style=plain is for quick studies: large things of one colour, each with one
+motion, on grey, told in bare words ("red star up and blue ring grow"); the
+label is the main thing's motion.
+
+A clip depends on (seed, split, its index, max_objects, style) alone.
 """
 
-import collections
 import csv
 import functools
 import io
@@ -30,7 +33,6 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -43,44 +45,10 @@ from calince_jax.data import (
   synthetic_scene,
   synthetic_video,
 )
+from calince_jax.data.mismatch import exchange
 
 COLUMNS = ("video", "text", "id", "label", "split", "group", "matched")
-FORMAT_VERSION = 1
-
-
-def exchange(groups: Sequence[str], count: int, *, seed: int) -> np.ndarray:
-  """Chooses `count` clips and gives each another chosen one's caption.
-
-  Sorted by group (in a random order of the groups) and rotated by the size of
-  the largest, no clip receives the caption of its own combination.
-
-  Args:
-    groups: the combination of each clip, N of them.
-    count: how many captions are wrong in the end, exactly.
-    seed: of the choice.
-
-  Returns:
-    int64 [N]: whose caption each clip carries; itself where it is right.
-
-  Raises:
-    UserError: if there are too few clips, or too few combinations among them.
-  """
-  source = np.arange(len(groups))
-  if count == 0:
-    return source
-  rng = np.random.default_rng([seed, len(synthetic_scene.SPLITS)])
-  chosen = rng.choice(len(groups), count, replace=False)
-  sizes = collections.Counter(groups[i] for i in chosen)
-  largest = max(sizes.values())
-  if 2 * largest > count:
-    raise errors.UserError(
-      f"{count} captions of {len(sizes)} combinations cannot be exchanged "
-      "among themselves; give another --mismatch (0 for none) or more clips"
-    )
-  order = {group: place for place, group in enumerate(sizes)}  # random
-  ring = np.array(sorted(chosen, key=lambda i: order[groups[i]]))
-  source[ring] = np.roll(ring, largest)
-  return source
+FORMAT_VERSION = 2
 
 
 def generate(
@@ -93,6 +61,7 @@ def generate(
   num_val: int | None = None,
   num_test: int | None = None,
   max_objects: int = 3,
+  style: str = "varied",
   num_workers: int = 2,
 ) -> Path:
   """Writes the corpus, or what is missing of it; the same again is free.
@@ -106,6 +75,7 @@ def generate(
     num_val: clips of the validation split; None: an eighth of `num_clips`.
     num_test: clips of the test split; None: an eighth of `num_clips`.
     max_objects: 1, 2 or 3 things in a clip at most.
+    style: one of synthetic_scene.STYLES.
     num_workers: processes; no influence on what is written.
 
   Returns:
@@ -124,6 +94,7 @@ def generate(
     "num_val": eighth if num_val is None else num_val,
     "num_test": eighth if num_test is None else num_test,
     "max_objects": max_objects,
+    "style": style,
   }
   _check(arguments, num_workers)
   out = Path(out)
@@ -165,6 +136,10 @@ def _check(arguments: dict, num_workers: int) -> None:
     "num_val": (arguments["num_val"] >= 0, "at least 0"),
     "num_test": (arguments["num_test"] >= 0, "at least 0"),
     "max_objects": (arguments["max_objects"] in (1, 2, 3), "1, 2 or 3"),
+    "style": (
+      arguments["style"] in synthetic_scene.STYLES,
+      f"one of {list(synthetic_scene.STYLES)}",
+    ),
     "num_workers": (num_workers >= 1, "at least 1"),
   }
   given = {**arguments, "num_workers": num_workers}
@@ -194,17 +169,16 @@ def _check_folder(out: Path, arguments: dict) -> None:
 
 def _manifest(addresses: list[tuple[str, int]], arguments: dict) -> str:
   """Returns the table of all clips, the exchanged captions included."""
-  seed, max_objects = arguments["seed"], arguments["max_objects"]
-  scenes = [
-    synthetic_scene.sample_scene(seed, *a, max_objects=max_objects)
-    for a in addresses
-  ]
+  draw = _scenes(arguments)
+  scenes = [draw(*address) for address in addresses]
   texts = [synthetic_caption.caption(scene) for scene in scenes]
   groups = [synthetic_scene.combination(scene.things) for scene in scenes]
   num_train = arguments["num_clips"]  # they come first
   count = round(arguments["mismatch"] * num_train)
   source = np.arange(len(addresses))
-  source[:num_train] = exchange(groups[:num_train], count, seed=seed)
+  source[:num_train] = exchange(
+    groups[:num_train], count, seed=arguments["seed"]
+  )
   table = io.StringIO()
   writer = csv.writer(table, lineterminator="\n")
   writer.writerow(COLUMNS)
@@ -223,9 +197,8 @@ def _write_clips(folder: Path, missing, arguments, num_workers) -> None:
   make = functools.partial(
     _write_clip,
     folder=folder,
-    seed=arguments["seed"],
     size=arguments["size"],
-    max_objects=arguments["max_objects"],
+    draw=_scenes(arguments),
   )
   if num_workers == 1 or len(missing) < 64:  # too few to start processes for
     _tell(map(make, missing), len(missing))
@@ -235,8 +208,18 @@ def _write_clips(folder: Path, missing, arguments, num_workers) -> None:
     _tell(pool.map(make, missing, chunksize=16), len(missing))
 
 
-def _write_clip(address, *, folder, seed, size, max_objects) -> None:
-  scene = synthetic_scene.sample_scene(seed, *address, max_objects=max_objects)
+def _scenes(arguments: dict):
+  """Returns the function (split, index) -> Scene of a corpus."""
+  return functools.partial(
+    synthetic_scene.sample_scene,
+    arguments["seed"],
+    max_objects=arguments["max_objects"],
+    style=arguments["style"],
+  )
+
+
+def _write_clip(address, *, folder, size, draw) -> None:
+  scene = draw(*address)
   synthetic_video.write_video(
     folder / f"{_name(*address)}.mp4", synthetic_video.render(scene, size=size)
   )
@@ -264,7 +247,8 @@ def _write_text(path: Path, text: str) -> None:
 
 def main() -> None:
   names = (
-    "num_clips mismatch seed size num_val num_test max_objects num_workers"
+    "num_clips mismatch seed size num_val num_test max_objects style"
+    " num_workers"
   )
   values = flags.FLAGS.flag_values_dict()
   generate(values["out"], **{name: values[name] for name in names.split()})
@@ -279,5 +263,8 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_val", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("num_test", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("max_objects", 3, "Things in a clip, at most.")
+  flags.DEFINE_enum(
+    "style", "varied", synthetic_scene.STYLES, "Plain: easy, told in bare words"
+  )
   flags.DEFINE_integer("num_workers", 2, "Processes.")
   command_line.run(main)

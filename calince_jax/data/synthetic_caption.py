@@ -94,8 +94,17 @@ FRAMES = ("{}", "{}", "{}.", "in this clip, {}", "a video where {}", "{}!")
 
 
 def caption(scene: synthetic_scene.Scene, *, variant: int = 0) -> str:
-  """Returns an English sentence; other variants are other paraphrases."""
+  """Returns an English sentence; other variants are other paraphrases.
+
+  Of a plain scene, the bare words: "red star up and blue square grow".
+  """
   rng = np.random.default_rng([scene.seed, 1, variant])
+  if scene.style == "plain":
+    clauses = [
+      f"{thing.colour} {thing.shape} {thing.motions[0]}"
+      for thing in scene.things
+    ]
+    return " and ".join(clauses[i] for i in rng.permutation(len(clauses)))
   clauses = [_clause(rng, thing) for thing in scene.things]
   order = rng.permutation(len(clauses))
   text = synthetic_scene.pick(rng, JOINTS).join(clauses[i] for i in order)

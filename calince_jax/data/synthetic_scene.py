@@ -4,6 +4,7 @@ A scene is drawn from its address (seed, split, index) alone.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+STYLES = ("varied", "plain")
 NUM_FRAMES = 16
 
 COLOURS = {
@@ -51,6 +53,7 @@ STEPS = {
   "blink": (0, 0, 0, 0),
   "stay": (0, 0, 0, 0),
 }
+PLAIN_MOTIONS = tuple(motion for motion in STEPS if motion != "spin")
 KINDS = {
   "slide": ("left", "right", "up", "down"),
   "spin": ("spin",),
@@ -84,6 +87,7 @@ class Scene:
   things: tuple[Thing, ...]
   label: str
   seed: int  # of the background, the camera and the caption
+  style: str = "varied"  # or `plain`: a grey background, bare words
 
 
 def combination(things: Sequence[Thing]) -> str:
@@ -103,18 +107,50 @@ def split_of(things: Sequence[Thing]) -> str:
 
 
 def sample_scene(
-  seed: int, split: str, index: int, *, max_objects: int = 3
+  seed: int,
+  split: str,
+  index: int,
+  *,
+  max_objects: int = 3,
+  style: str = "varied",
 ) -> Scene:
   """Draws scene `index` of `split`; the same arguments give the same scene."""
   rng = np.random.default_rng([seed, SPLITS.index(split), index])
-  kinds = CLASSES[index % len(CLASSES)]
-  things = _sample_things(rng, kinds, max_objects)
+  if style == "plain":
+    label = PLAIN_MOTIONS[index % len(PLAIN_MOTIONS)]
+    draw = functools.partial(_plain_things, rng, label, max_objects)
+  else:
+    kinds = CLASSES[index % len(CLASSES)]
+    label = "_then_".join(kinds)
+    draw = functools.partial(_sample_things, rng, kinds, max_objects)
+  things = draw()
   while split_of(things) != split:
-    things = _sample_things(rng, kinds, max_objects)
+    things = draw()
   return Scene(
     things=_place(rng, things),
-    label="_then_".join(kinds),
+    label=label,
     seed=int(rng.integers(2**62)),
+    style=style,
+  )
+
+
+def _plain_things(rng, motion, max_objects) -> tuple[Thing, ...]:
+  """Exactly `max_objects` large, plain things, each with one motion."""
+  colours = rng.permutation(list(COLOURS))[:max_objects]
+  motions = [motion, *rng.choice(PLAIN_MOTIONS, max_objects - 1)]
+  return tuple(
+    Thing(
+      shape=pick(rng, SHAPES),
+      colour=str(colour),
+      size="medium" if place else "large",
+      texture="plain",
+      motions=(str(motions[place]), "stay"),
+      switch=0.99,
+      travel=rng.uniform(0.28, 0.4),
+      angle=rng.uniform(-0.25, 0.25),
+      turn=0.0,
+    )
+    for place, colour in enumerate(colours)
   )
 
 

@@ -75,7 +75,10 @@ def render(
   """
   rng = np.random.default_rng([scene.seed, 0])
   row, column = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
-  background = _background(rng, row, column)
+  if scene.style == "plain":
+    background = np.full((size, size, 3), rng.uniform(60, 125), np.float32)
+  else:
+    background = _background(rng, row, column)
   video = np.repeat(background[None], num_frames, axis=0)  # [T, H, W, 3]
   shake = rng.normal(0, 0.008, (num_frames, 2)) * camera_noise
   for thing in reversed(scene.things):  # the main one in front

@@ -1,7 +1,8 @@
-"""From the correspondence head's logit to the confidence of a pair.
+"""From the score of a pair to the confidence in it.
 
-The head sees each given pair once and K uniform negatives of its video, so
-with a fraction eta of given pairs mismatched its Bayes-optimal score is
+The correspondence head sees each given pair once and K uniform negatives of
+its video, so with a fraction eta of given pairs mismatched its Bayes-optimal
+score is
 
     s* = a / (a + K),   a = (1 - eta) R + eta,   R = p(v, t) / (p(v) p(t))
 
@@ -9,35 +10,33 @@ and the probability that the given pair is clean is
 
     w = max(0, 1 - eta / a),      a = K s / (1 - s) = K exp(g).
 
-`eta` is given or estimated. A mismatched pair is distributed as a uniform
-negative, so the logits of given pairs are a mixture of those of clean pairs
-and, with weight eta, those of negatives. The mixture's weight is bounded by
-the ratio of the two distribution functions:
+That is `posterior`: right as far as the head is. `density_ratio` reads a from
+what the scores of given pairs and of negatives are seen to be, see
+density_ratio.py, whatever the scale of the score; so the score may be the
+head's logit, the contrastive cosine, or both.
 
-    eta <= inf_t F_given(t) / F_negative(t)
-
-(mixture proportion estimation: Blanchard, Lee and Scott, JMLR 2010), and the
-bound is tight where low logits hold no clean pair. The distribution functions
-come from two running histograms that live in the training state.
+What is known of the scores lives in the training state: running moments of
+the negatives' scores, two histograms, and a memory of one confidence a pair.
 docs/method.md
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-KINDS = ("none", "score", "posterior")
+from calince_jax.losses import density_ratio, moments, noise_robust
 
-# Logits beyond the edges are counted in the outermost bins.
-HISTOGRAM_RANGE = (-12.0, 12.0)
-HISTOGRAM_BINS = 96
-# The ratio is read only where this share of the negatives lies below t: in
-# the far tail it is a quotient of two small counts.
-SMALLEST_TAIL = 0.2
-# An untrained head cannot tell the two distributions apart and the estimate
-# is near 1, which would trust no pair at all.
-LARGEST_NOISE_RATE = 0.9
+KINDS = (
+  "none",
+  "score",
+  "posterior",
+  "density_ratio",
+  "robust_xid",
+  "oracle",
+)
+SCORES = ("head", "cosine", "both")
 
 
 def correspondence_loss(positive: jax.Array, negatives: jax.Array) -> jax.Array:
@@ -69,40 +68,6 @@ def posterior(
   return jnp.clip(1.0 - noise_rate * jnp.exp(-log_a), 0.0, 1.0)
 
 
-def confidence(
-  logit: jax.Array,
-  *,
-  kind: str,
-  noise_rate: jax.Array | float,
-  num_negatives: int,
-  floor: float = 0.0,
-  power: float = 1.0,
-) -> jax.Array:
-  """How far each pair is trusted, float32 in [floor, 1]; no gradient.
-
-  Args:
-    logit: the head's logits g, any shape.
-    kind: `none` (1), `score` (sigmoid(g)) or `posterior` (see above).
-    noise_rate: eta in [0, 1), used by `posterior`.
-    num_negatives: K, the number of negatives that the head trains with.
-    floor: the least confidence, in [0, 1].
-    power: exponent on the confidence; > 1 separates more.
-
-  Raises:
-    ValueError: unknown kind.
-  """
-  g = jax.lax.stop_gradient(logit).astype(jnp.float32)
-  if kind == "none":
-    return jnp.ones_like(g)
-  if kind == "score":
-    w = jax.nn.sigmoid(g)
-  elif kind == "posterior":
-    w = posterior(g, jax.lax.stop_gradient(noise_rate), num_negatives)
-  else:
-    raise ValueError(f"kind={kind!r} is unknown; choose one of {list(KINDS)}")
-  return floor + (1.0 - floor) * w**power
-
-
 def warm_up(
   confidence: jax.Array, step: jax.Array, warmup_steps: int, ramp_steps: int
 ) -> jax.Array:
@@ -114,53 +79,134 @@ def warm_up(
   return (1.0 - blend) + blend * confidence
 
 
-def init_histograms() -> dict[str, jax.Array]:
-  """The running histograms of the head's logits, float32 [bins], empty."""
-  empty = jnp.zeros((HISTOGRAM_BINS,), jnp.float32)
-  return {"given": empty, "negative": empty}
-
-
-def update_histograms(
-  histograms: dict[str, jax.Array],
-  positive: jax.Array,
-  negatives: jax.Array,
-  decay: float,
-) -> dict[str, jax.Array]:
-  """Adds a batch's logits; each older batch counts `decay` times less.
-
-  The counts are per pair, given or negative, of the global batch.
-  """
+def init_state(num_pairs: int) -> dict[str, Any]:
+  """Nothing known yet; the memory holds one number for each pair index."""
   return {
-    "given": decay * histograms["given"] + _histogram(positive),
-    "negative": decay * histograms["negative"] + _histogram(negatives),
+    "moments": {
+      name: moments.init_moments()
+      for name in ("head", "cosine", "given_cosine")
+    },
+    "histograms": density_ratio.init_histograms(),
+    "memory": {
+      "confidence": jnp.zeros((num_pairs,), jnp.float32),
+      "visits": jnp.zeros((num_pairs,), jnp.float32),
+    },
   }
 
 
-def estimate_noise_rate(histograms: dict[str, jax.Array]) -> jax.Array:
-  """inf_t F_given(t) / F_negative(t), float32 [] in [0, 0.9].
+def observe(
+  state: dict[str, Any],
+  scores: dict[str, jax.Array],
+  *,
+  score: str,
+  decay: float,
+) -> tuple[dict[str, Any], jax.Array]:
+  """Takes in a batch's scores; returns the state and each given pair's x.
 
-  0.9, the cap, while the histograms are empty or cannot be told apart.
+  x is the score in deviations of the negatives' from their mean, of the
+  running moments; `both` is (x_head + x_cosine) / sqrt(2).
+
+  Args:
+    state: see `init_state`.
+    scores: `cosine` [N, 1 + K] and, where there is a head, `head`, its logits:
+      the given pair first, then its video's K negatives.
+    score: one of SCORES.
+    decay: in [0, 1); each older batch counts so much less.
+
+  Returns:
+    The new state; and x, float32 [N], without gradient.
   """
+  known = dict(state["moments"])
+  known["given_cosine"] = moments.update_moments(
+    known["given_cosine"], scores["cosine"][:, 0], decay
+  )
+  for name, values in scores.items():
+    if values.shape[1] > 1:
+      known[name] = moments.update_moments(known[name], values[:, 1:], decay)
+  x = {
+    name: moments.standardise(known[name], values)
+    for name, values in scores.items()
+  }
+  x = (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
+  histograms = density_ratio.update_histograms(
+    state["histograms"], x[:, 0], x[:, 1:], decay
+  )
+  return state | {"moments": known, "histograms": histograms}, x[:, 0]
 
-  def distribution_function(counts):
-    cumulative = jnp.cumsum(counts)
-    return cumulative / jnp.maximum(cumulative[-1], 1e-6)
 
-  F_given = distribution_function(histograms["given"])
-  F_negative = distribution_function(histograms["negative"])
-  ratio = F_given / jnp.maximum(F_negative, 1e-6)
-  ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
-  return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
+def confidence(
+  kind: str,
+  state: dict[str, Any],
+  *,
+  x: jax.Array,
+  scores: dict[str, jax.Array],
+  matched: jax.Array,
+  noise_rate: jax.Array | float,
+  num_negatives: int,
+) -> jax.Array:
+  """How far each given pair is trusted, float32 [N] in [0, 1]; no gradient.
+
+  Args:
+    kind: `none` (1), `score` (sigmoid(g)), `posterior`, `density_ratio` (see
+      above), `robust_xid` (noise_robust.py), or `oracle`: 0 where a pair is
+      known to be mismatched, which only studies know.
+    state: from `observe`.
+    x: [N], from `observe`.
+    scores: as for `observe`.
+    matched: int8 [N], 1, 0, or -1 for unknown.
+    noise_rate: eta in [0, 1).
+    num_negatives: K, the number of negatives that the head trains with.
+
+  Raises:
+    ValueError: unknown kind.
+  """
+  scores = jax.lax.stop_gradient(scores)
+  if kind == "none":
+    return jnp.ones_like(x)
+  if kind == "score":
+    return jax.nn.sigmoid(scores["head"][:, 0])
+  if kind == "posterior":
+    return posterior(scores["head"][:, 0], noise_rate, num_negatives)
+  if kind == "density_ratio":
+    return density_ratio.posterior(state["histograms"], noise_rate, x)
+  if kind == "oracle":
+    return (matched != 0).astype(jnp.float32)
+  if kind == "robust_xid":
+    mean, std = moments.mean_and_std(state["moments"]["given_cosine"])
+    return noise_robust.robust_xid_weights(
+      scores["cosine"][:, 0], mean, std, delta=0.0, kappa=0.5, w_min=0.25
+    )
+  raise ValueError(f"kind={kind!r} is unknown; choose one of {list(KINDS)}")
+
+
+def remember(
+  memory: dict[str, jax.Array],
+  pair_index: jax.Array,
+  confidence: jax.Array,
+  decay: float,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Averages the confidence of each pair over its visits.
+
+  A running mean over the first 1 / (1 - decay) visits, exponential after.
+
+  Args:
+    memory: `confidence` and `visits`, float32 [num_pairs].
+    pair_index: int32 [N], below num_pairs.
+    confidence: float32 [N], of this visit.
+    decay: in [0, 1); 0 keeps the last visit alone.
+
+  Returns:
+    The memory after this visit, and the averages, float32 [N].
+  """
+  visits = memory["visits"][pair_index]
+  keep = jnp.minimum(decay, visits / (visits + 1.0))
+  average = keep * memory["confidence"][pair_index] + (1 - keep) * confidence
+  return {
+    "confidence": memory["confidence"].at[pair_index].set(average),
+    "visits": memory["visits"].at[pair_index].add(1.0),
+  }, average
 
 
 def effective_sample_size(weights: jax.Array) -> jax.Array:
   """(sum w)^2 / sum w^2, in [0, N]: how many pairs the loss rests on."""
   return weights.sum() ** 2 / jnp.maximum((weights**2).sum(), 1e-12)
-
-
-def _histogram(logits):
-  low, high = HISTOGRAM_RANGE
-  logits = jax.lax.stop_gradient(logits).astype(jnp.float32).reshape(-1)
-  place = (logits - low) / (high - low) * HISTOGRAM_BINS
-  place = jnp.clip(place, 0, HISTOGRAM_BINS - 1).astype(jnp.int32)
-  return jax.nn.one_hot(place, HISTOGRAM_BINS).sum(axis=0)

@@ -5,7 +5,8 @@
 With w = 1 it is plain co-training; with lam_c = lam_p = 0 as well, InfoNCE.
 The correspondence score of a pair gives its w (losses/calibration.py), so the
 total factorises into p(c | v, t), the correspondence, and what is learned from
-the pair given c. docs/method.md
+the pair given c. Instead of InfoNCE, l_i may be one of the noise-robust losses
+that Cali-NCE is compared with (losses/noise_robust.py). docs/method.md
 """
 
 import dataclasses
@@ -14,13 +15,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from calince_jax.losses import calibration
+from calince_jax.losses import calibration, density_ratio, noise_robust
 from calince_jax.losses.calibrated_nce import (
   pair_losses,
   similarity,
   weighted_mean,
 )
 from calince_jax.losses.predictive import predictive_loss
+
+CONTRASTIVE = (
+  "infonce",
+  "rince",
+  "gce",
+  "mixture",
+  "albef",
+  "norton",
+  "siglip",
+  "mil_nce",
+  "mil_nce_released",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +43,30 @@ class Objective:
   correspondence_weight: float = 1.0  # lam_c
   contrastive_weight: float = 1.0  # lam_n
   predictive_weight: float = 1.0  # lam_p
+  contrastive: str = "infonce"  # l_i, one of CONTRASTIVE
   num_negatives: int = 1  # K
-  confidence: str = "posterior"  # calibration.KINDS
+  confidence: str = "density_ratio"  # calibration.KINDS
+  score: str = "both"  # calibration.SCORES
   noise_rate: float | None = None  # eta; None: estimated
   floor: float = 0.0
   power: float = 1.0
+  memory: float = 0.0  # decay of a pair's confidence over its visits
   warmup_steps: int = 0
   ramp_steps: int = 0
-  weigh_predictive: bool = False  # w on the predictive term, too
-  histogram_decay: float = 0.98  # of the noise rate's running histograms
+  weigh_predictive: bool = True  # w on the predictive term, too
+  histogram_decay: float = 0.98  # of the running statistics of the scores
 
   def __post_init__(self):
-    if self.confidence not in calibration.KINDS:
-      raise ValueError(
-        f"confidence={self.confidence!r} is unknown;"
-        f" choose one of {list(calibration.KINDS)}"
-      )
+    choices = (
+      ("contrastive", self.contrastive, CONTRASTIVE),
+      ("confidence", self.confidence, calibration.KINDS),
+      ("score", self.score, calibration.SCORES),
+    )
+    for name, value, known in choices:
+      if value not in known:
+        raise ValueError(
+          f"{name}={value!r} is unknown; choose one of {list(known)}"
+        )
     weights = {
       "correspondence_weight": self.correspondence_weight,
       "contrastive_weight": self.contrastive_weight,
@@ -56,23 +77,36 @@ class Objective:
         raise ValueError(f"{name}={value} must not be negative")
     if not any(weights.values()):
       raise ValueError("all three weights are 0: there is nothing to learn")
-    if self.confidence != "none" and not self.correspondence_weight:
+    if not self.correspondence_weight and self.needs_head:
       raise ValueError(
-        f"confidence={self.confidence!r} needs the correspondence head, and"
-        " correspondence_weight is 0; use confidence='none'"
+        f"confidence={self.confidence!r} with score={self.score!r} needs the"
+        " correspondence head, and correspondence_weight is 0; use"
+        " score='cosine', and another confidence than 'score' or 'posterior'"
       )
     if self.num_negatives < 1:
       raise ValueError(f"num_negatives={self.num_negatives} must be positive")
     if self.noise_rate is not None and not 0 <= self.noise_rate < 1:
       raise ValueError(f"noise_rate={self.noise_rate} must be in [0, 1)")
-    if not 0 <= self.floor <= 1:
-      raise ValueError(f"floor={self.floor} must be in [0, 1]")
+    for name in ("floor", "memory"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+  @property
+  def needs_head(self) -> bool:
+    """Whether a pair's score or confidence asks the correspondence head."""
+    return self.score != "cosine" or self.confidence in ("score", "posterior")
+
+  @property
+  def needs_momentum(self) -> bool:
+    """Whether the moving average's own embeddings are looked at."""
+    return self.contrastive == "albef" and self.contrastive_weight > 0
 
 
 def co_training_loss(
   objective: Objective,
   outputs: dict[str, Any],
-  histograms: dict[str, jax.Array],
+  batch: dict[str, jax.Array],
+  state: dict[str, Any],
   step: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
   """The loss of a global batch of N pairs.
@@ -80,33 +114,39 @@ def co_training_loss(
   Args:
     objective: the mix.
     outputs: of the model: `video`, `text` float32 [N, D], L2-normalised;
-      `logit_scale` []; `correspondence` [N, 1 + K], the given pair's logit
-      first (absent where its weight is 0); `prediction` (likewise), see
-      losses/predictive.py.
-    histograms: of the noise rate, see losses/calibration.py.
+      `logit_scale` []; `cosine` [N, 1 + K], the given pair's first;
+      `correspondence` and `held_out` [N, 1 + K], the logits of the head that
+      learns from a pair and of the one that does not (absent where their weight
+      is 0); `prediction` (likewise), see losses/predictive.py; `logit_bias` []
+      of `siglip`; `momentum_video`, `momentum_text` [N, D] of `albef`.
+    batch: `pair_index` int32 [N] and `matched` int8 [N], 1, 0 or -1 = unknown;
+      `matched` is only reported, except to the `oracle`.
+    state: what is known of the scores, calibration.init_state.
     step: int32 [], for the warm-up of the confidences.
 
   Returns:
     The loss, float32 []; and a dict with `metrics` (scalars and a histogram),
-    `histograms` (updated), `confidence` [N] and `pair_loss` [N].
+    `calibration` (the new state) and `pairs`, arrays [N]: `matched`, `score`
+    (what ranks the pairs), `confidence` (the posterior that a pair is clean)
+    and `weight` (what the loss used).
   """
   terms, metrics = {}, {}
-  weights = jnp.ones(outputs["video"].shape[:1], jnp.float32)
   if objective.correspondence_weight:
     logits = outputs["correspondence"].astype(jnp.float32)
     positive, negatives = logits[:, 0], logits[:, 1:]
-    histograms = calibration.update_histograms(
-      histograms, positive, negatives, objective.histogram_decay
-    )
     terms["correspondence"] = calibration.correspondence_loss(
       positive, negatives
     ).mean()
-    weights, seen = _confidence(objective, positive, histograms, step)
-    metrics |= seen | _head_metrics(positive, negatives, objective)
+    metrics |= _head_metrics(positive, negatives, objective)
+  state, pairs, seen = _pairs(objective, outputs, batch, state, step)
+  weights = pairs["weight"]
+  metrics |= seen
 
   S = similarity(outputs["video"], outputs["text"], outputs["logit_scale"])
-  pair_loss = pair_losses(S)
-  terms["contrastive"] = weighted_mean(pair_loss, weights)
+  if objective.contrastive_weight:
+    terms["contrastive"] = weighted_mean(
+      contrastive_losses(objective, S, outputs, batch, step), weights
+    )
   if objective.predictive_weight:
     nats = predictive_loss(outputs["prediction"])
     trust = weights if objective.weigh_predictive else jnp.ones_like(weights)
@@ -119,34 +159,91 @@ def co_training_loss(
   }
   loss = sum(lam[name] * term for name, term in terms.items())
   metrics |= terms | _contrastive_metrics(S, outputs, weights)
-  metrics |= {"loss": loss, "infonce": pair_loss.mean()}
-  return loss, {
-    "metrics": metrics,
-    "histograms": histograms,
-    "confidence": weights,
-    "pair_loss": pair_loss,
-  }
+  metrics |= {"loss": loss, "infonce": pair_losses(S).mean()}
+  return loss, {"metrics": metrics, "calibration": state, "pairs": pairs}
 
 
-def _confidence(objective, positive, histograms, step):
-  """w [N] after warm-up, and what is worth watching of it."""
-  estimate = calibration.estimate_noise_rate(histograms)
-  eta = estimate if objective.noise_rate is None else objective.noise_rate
-  w = calibration.confidence(
-    positive,
-    kind=objective.confidence,
-    noise_rate=eta,
-    num_negatives=objective.num_negatives,
-    floor=objective.floor,
-    power=objective.power,
+def contrastive_losses(
+  objective: Objective,
+  S: jax.Array,
+  outputs: dict[str, Any],
+  batch: dict[str, jax.Array],
+  step: jax.Array,
+) -> jax.Array:
+  """l_i, float32 [N], of the kind that the objective names.
+
+  The constants are those of the losses' papers; temperatures are learned, and
+  ALBEF's alpha is blended in as confidences are.
+  """
+  kind = objective.contrastive
+  if kind == "infonce":
+    return pair_losses(S)
+  if kind == "rince":
+    return noise_robust.rince(S, q=0.1, lam=0.025)
+  if kind == "gce":
+    return noise_robust.gce(S, q=0.7)
+  if kind == "mixture":
+    return noise_robust.mixture(S, pi=0.8)
+  if kind == "norton":
+    return noise_robust.norton(S, beta=0.3, iterations=50)
+  if kind == "siglip":
+    return noise_robust.siglip(S + outputs["logit_bias"])
+  if kind == "albef":
+    S_momentum = similarity(
+      outputs["momentum_video"],
+      outputs["momentum_text"],
+      outputs["logit_scale"],
+    )
+    blend = 1.0 - calibration.warm_up(
+      jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
+    )
+    return noise_robust.albef(S, S_momentum, alpha=0.4 * blend)
+  same = batch["pair_index"][:, None] == batch["pair_index"][None, :]
+  variant = "released" if kind == "mil_nce_released" else "paper"
+  return noise_robust.mil_nce(S, same, variant=variant)
+
+
+def _pairs(objective, outputs, batch, state, step):
+  """What is known of each pair, after this batch, and what to watch."""
+  scores = {"cosine": outputs["cosine"]}
+  if objective.correspondence_weight:
+    scores["head"] = outputs["held_out"].astype(jnp.float32)
+  state, x = calibration.observe(
+    state, scores, score=objective.score, decay=objective.histogram_decay
   )
+  estimate = density_ratio.estimate_noise_rate(state["histograms"])
+  eta = estimate if objective.noise_rate is None else objective.noise_rate
+  trusted = {
+    "x": x,
+    "scores": scores,
+    "matched": batch["matched"],
+    "noise_rate": eta,
+    "num_negatives": objective.num_negatives,
+  }
+  kind = objective.confidence
+  reported = "density_ratio" if kind in ("none", "oracle") else kind
+  w = calibration.confidence(kind, state, **trusted)
+  confidence = calibration.confidence(reported, state, **trusted)
+  if objective.memory:
+    memory, w = calibration.remember(
+      state["memory"], batch["pair_index"], w, objective.memory
+    )
+    state, confidence = state | {"memory": memory}, w
+  w = objective.floor + (1.0 - objective.floor) * w**objective.power
   w = calibration.warm_up(w, step, objective.warmup_steps, objective.ramp_steps)
   edges = jnp.linspace(0.0, 1.0, 11)
-  return w, {
+  metrics = {
     "noise_rate": estimate,
-    "confidence_mean": w.mean(),
-    "confidence_histogram": jnp.histogram(w, bins=edges)[0],
+    "confidence_mean": confidence.mean(),
+    "confidence_histogram": jnp.histogram(confidence, bins=edges)[0],
   }
+  pairs = {
+    "matched": batch["matched"],
+    "score": x,
+    "confidence": confidence,
+    "weight": w,
+  }
+  return state, jax.lax.stop_gradient(pairs), metrics
 
 
 def _head_metrics(positive, negatives, objective):

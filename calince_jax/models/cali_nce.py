@@ -46,9 +46,11 @@ class ModelConfig:
   scan: bool = True
   remat: str = "none"
   logit_scale: float = 14.3
+  logit_bias: float | None = None
   head: str = "mlp"
   head_hidden: int = 128
   head_detached: bool = False
+  cross_fit: bool = True
   predictive_task: str = "masked_text"
   predictive_depth: int = 2
   mask_rate: float = 0.3
@@ -116,12 +118,19 @@ class CaliNCE(nn.Module):
       "log_logit_scale",
       lambda key: jnp.log(jnp.asarray(c.logit_scale, jnp.float32)),
     )
-    self.correspondence_head = heads.CorrespondenceHead(
-      kind=c.head,
-      hidden=c.head_hidden,
-      num_heads=transformer.size(c.text_size).num_heads,
-      dtype=dtype,
-    )
+    if c.logit_bias is not None:
+      self.learned_logit_bias = self.param(
+        "logit_bias", nn.initializers.constant(c.logit_bias), ()
+      )
+    self.correspondence_heads = [
+      heads.CorrespondenceHead(
+        kind=c.head,
+        hidden=c.head_hidden,
+        num_heads=transformer.size(c.text_size).num_heads,
+        dtype=dtype,
+      )
+      for _ in range(1 + c.cross_fit)
+    ]
     if c.predictive_task == "latent":
       self.latent_predictor = transformer.MLP(2 * c.embedding_dim)
     else:
@@ -161,10 +170,27 @@ class CaliNCE(nn.Module):
   def correspondence(
     self, video: dict[str, jax.Array], text: dict[str, jax.Array]
   ) -> jax.Array:
-    """g(v_i, t_i), float32 [B], of what the two encoders returned."""
+    """g(v_i, t_i) of new pairs, float32 [B], of what the encoders returned."""
+    return self._heads(video, text).mean(axis=0)
+
+  def held_out(
+    self,
+    video: dict[str, jax.Array],
+    text: dict[str, jax.Array],
+    pair_index: jax.Array,
+  ) -> jax.Array:
+    """g(v_i, t_i), float32 [B], of the head that was not trained on pair i."""
+    logits = self._heads(video, text)
+    return jnp.where(pair_index % 2 == 0, logits[0], logits[-1])
+
+  def _heads(self, video, text, which=None):
+    """float32 [heads, B]: of all heads, or of number `which` where there is."""
     if self.config.head_detached:
       video, text = jax.lax.stop_gradient((video, text))
-    return self.correspondence_head(video, text)
+    chosen = self.correspondence_heads
+    if which is not None:
+      chosen = [chosen[which % len(chosen)]]
+    return jnp.stack([head(video, text) for head in chosen])
 
   def logit_scale(self) -> jax.Array:
     """float32 [], at most 100."""
@@ -183,7 +209,8 @@ class CaliNCE(nn.Module):
 
     Args:
       batch: `video` uint8 [B, T, H, W, 3], `text_ids` int32 [B, L],
-        `text_mask` bool [B, L]. B is the global batch under `jax.jit`.
+        `text_mask` bool [B, L], `pair_index` int32 [B]. B is the global batch
+        under `jax.jit`.
       num_negatives: K, the uniform in-batch negatives of each video; at most
         B - 1 are there to be had.
       with_correspondence: run the correspondence head.
@@ -191,9 +218,13 @@ class CaliNCE(nn.Module):
       deterministic: no dropout.
 
     Returns:
-      `video`, `text` float32 [B, D]; `logit_scale` []; and, where asked for,
-      `correspondence` [B, 1 + K] and `prediction`. Needs the random streams
-      `negatives`, `masking` and, unless deterministic, `dropout`.
+      `video`, `text` float32 [B, D]; `logit_scale` []; `logit_bias` [] if the
+      model has one; `cosine` [B, 1 + K]
+      of each given pair and of K negatives of its video; and, where asked for,
+      of the same pairs the logits of the head that learns from pair i,
+      `correspondence` [B, 1 + K], and of the head that does not, `held_out`
+      [B, 1 + K]; and `prediction`. Needs the random streams `negatives`,
+      `masking` and, unless deterministic, `dropout`.
     """
     video = self.encode_video(batch["video"], deterministic=deterministic)
     text = self.encode_text(
@@ -204,27 +235,50 @@ class CaliNCE(nn.Module):
       "text": text["embedding"],
       "logit_scale": self.logit_scale(),
     }
-    if with_correspondence:
-      outputs["correspondence"] = self._with_negatives(
-        video, text, num_negatives
-      )
+    if self.config.logit_bias is not None:
+      outputs["logit_bias"] = self.learned_logit_bias
+    outputs |= self._with_negatives(
+      video, text, batch["pair_index"], num_negatives, with_correspondence
+    )
     if with_prediction:
       outputs["prediction"] = self._predict(batch, video, deterministic)
     return outputs
 
-  def _with_negatives(self, video, text, num_negatives):
+  def _with_negatives(
+    self, video, text, pair_index, num_negatives, with_correspondence
+  ):
     """[B, 1 + K]: text i, then the texts of K other places, with video i.
 
     The batch is rolled by K different random distances, so that every text
     is as often a negative as it is a positive.
+
+    With `cross_fit` one head learns from the given pairs of even index and
+    scores those of odd index, the other the reverse: a head memorises wrong
+    pairs, but not those that it is never given. The negatives are shared out.
     """
     B = video["embedding"].shape[0]
     distances = 1 + jax.random.permutation(self.make_rng("negatives"), B - 1)
-    logits = [self.correspondence(video, text)]
-    for k in range(min(num_negatives, B - 1)):
-      rolled = jax.tree.map(lambda x, k=k: jnp.roll(x, distances[k], 0), text)
-      logits.append(self.correspondence(video, rolled))
-    return jnp.stack(logits, axis=1)
+    others = [text] + [
+      jax.tree.map(lambda x, k=k: jnp.roll(x, distances[k], 0), text)
+      for k in range(min(num_negatives, B - 1))
+    ]
+    v = video["embedding"]
+    cosines = [(v * other["embedding"]).sum(axis=-1) for other in others]
+    outputs = {"cosine": jnp.stack(cosines, axis=1)}
+    if with_correspondence:
+      given = self._heads(video, text)
+      even, odd = given[0], given[-1]  # by the pairs that the head scores
+      is_even = pair_index % 2 == 0
+      negatives = [
+        self._heads(video, other, k % 2)[0]
+        for k, other in enumerate(others[1:])
+      ]
+      for name, first in (
+        ("correspondence", jnp.where(is_even, odd, even)),
+        ("held_out", jnp.where(is_even, even, odd)),
+      ):
+        outputs[name] = jnp.stack([first, *negatives], axis=1)
+    return outputs
 
   def _predict(self, batch, video, deterministic):
     task = self.config.predictive_task

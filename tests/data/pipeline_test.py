@@ -6,9 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from calince_jax.data import pipeline, sampling
+from calince_jax.data import clip_source, mismatch, pipeline, sampling
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.data.sampling import Sampling
 from calince_jax.data.tokenizer import Tokenizer
@@ -52,6 +53,7 @@ def test_shapes_and_dtypes(reader, tokenizer):
     "text_ids": ("int32", (BATCH, 10)),
     "text_mask": ("bool", (BATCH, 10)),
     "pair_index": ("int32", (BATCH,)),
+    "matched": ("int8", (BATCH,)),
   }
 
 
@@ -100,6 +102,73 @@ def test_texts_belong_to_the_pairs(reader, tokenizer):
     np.testing.assert_array_equal(batch["text_mask"], mask)
     seen |= set(batch["pair_index"].tolist())
   assert len({i % 2 for i in seen}) == 2  # both captions of a clip are used
+
+
+def test_the_truth_belongs_to_the_pair(reader, tokenizer):
+  known = {}
+  for record in reader.read(range(len(reader))):
+    known |= dict(zip(record["pair_indices"], record["matched"], strict=True))
+  made = batches([reader], tokenizer, 10)
+  pairs = np.concatenate([batch["pair_index"] for batch in made])
+  truth = np.concatenate([batch["matched"] for batch in made])
+  assert truth.tolist() == [known[i] for i in pairs]
+  assert set(truth.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},  # as they are stored
+    {"image_size": 24, "flip": True},  # another size
+    {"min_crop_area": 0.5},
+    {"frames": "window", "frame_stride": 2},
+  ],
+)
+def test_kept_in_memory_every_sample_is_the_same(reader, tokenizer, changes):
+  fields = {"num_frames": 4, "image_size": 32, "min_crop_area": 1.0} | changes
+  settings = {
+    "sampling": Sampling(**fields),
+    "weights": [2.0, 1.0],
+    "pair_offsets": [0, 80],
+  }
+  both = [reader, mismatch.mismatched(reader, 0.5, 0)]
+  plain, kept = (
+    batches(both, tokenizer, 12, cache=cache, **settings)
+    for cache in (False, True)
+  )
+  for a, b in zip(plain, kept, strict=True):
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_kept_in_memory_nothing_is_read_again(reader, tokenizer):
+  class Counted:
+    reads = 0
+
+    def __len__(self):
+      return len(reader)
+
+    def read(self, indices):
+      self.reads += len(indices)
+      return reader.read(indices)
+
+  counts = {}
+  for cache in (False, True):
+    counted = Counted()
+    batches([counted], tokenizer, 30, cache=cache)  # 240 samples, 6 epochs
+    counts[cache] = counted.reads
+  assert counts[True] == 40 and counts[False] >= 240
+
+
+def test_a_picture_of_the_right_size_is_not_resampled(reader):
+  jpeg = reader.read([3])[0]["frames"][0]
+  box = np.array([0, 4, 32, 32], np.int32)
+  (ours,) = clip_source.decode(tf.constant([jpeg]), box, 32).numpy()
+  decoded = tf.io.decode_and_crop_jpeg(jpeg, box, channels=3)
+  np.testing.assert_array_equal(ours, decoded)
+  # Nor would resampling have changed it.
+  resized = tf.image.resize(decoded, [32, 32], antialias=True)
+  np.testing.assert_array_equal(ours, resized)
 
 
 def test_pictures_equal_a_plain_decoder(reader, tokenizer):
@@ -152,6 +221,21 @@ def test_evaluation_reads_every_clip_in_order_and_fills_up(tiny_dataset):
   records = np.concatenate([batch["record"] for batch in made])
   assert records.tolist() == [*range(12), -1, -1, -1, -1]
   assert made[1]["video"].shape == (8, 4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_evaluate_what_one_does(tiny_dataset, hosts):
+  reader = ClipReader(tiny_dataset, "test")  # 12 clips, batches of 8
+  whole = list(pipeline.eval_batches(reader, SAMPLING, batch_size=8))
+  parts = [
+    list(pipeline.eval_batches(reader, SAMPLING, batch_size=8, rows=rows))
+    for rows in np.split(np.arange(8), hosts)
+  ]
+  assert len(whole) == 2
+  for step, batch in enumerate(whole):
+    for name in batch:
+      joined = np.concatenate([part[step][name] for part in parts])
+      np.testing.assert_array_equal(joined, batch[name])
 
 
 def test_evaluation_views(tiny_dataset):

@@ -152,24 +152,6 @@ def test_exactly_the_stated_captions_are_wrong(tmp_path, mismatch):
   assert sorted(row["text"] for row in rows) == sorted(right.values())
 
 
-def test_exchange_never_stays_within_a_combination():
-  groups = ["a"] * 4 + ["b"] * 4 + ["c", "d", "e"]
-  for seed in range(50):
-    source = synthetic.exchange(groups, 11, seed=seed)
-    assert sorted(source) == list(range(11))
-    assert all(groups[i] != groups[j] for i, j in enumerate(source))
-  assert (
-    len({tuple(synthetic.exchange(groups, 11, seed=s)) for s in (1, 2)}) == 2
-  )
-
-
-def test_exchange_refuses_what_it_cannot_do():
-  with pytest.raises(errors.UserError, match="cannot be exchanged"):
-    synthetic.exchange(["a", "b", "c"], 1, seed=0)
-  with pytest.raises(errors.UserError, match="cannot be exchanged"):
-    synthetic.exchange(["a", "a", "a", "b"], 4, seed=0)
-
-
 @pytest.mark.parametrize("max_objects", [1, 3])
 def test_no_combination_is_in_two_splits(max_objects):
   shown = {

@@ -84,6 +84,43 @@ def test_expand_gives_names_and_commands(write_config):
   )
 
 
+METHODS = """
+def sweep():
+  for method in ("infonce", "cotrain"):
+    yield {"config_argument": method, "seed": 1}
+"""
+
+
+def test_a_sweep_may_set_what_follows_the_colon(write_config):
+  config = write_config(METHODS)
+  runs = expand.expand(config, {}, workdir="out")
+  assert [run.name for run in runs] == ["infonce,seed=1", "cotrain,seed=1"]
+  assert runs[1].overrides == {"config_argument": "cotrain", "seed": 1}
+  assert runs[1].commands[0][3:] == (
+    f"--config={config}:cotrain",
+    "--config.seed=1",
+    "--workdir=out/cotrain,seed=1",
+  )
+  with pytest.raises(UserError, match="follows the colon"):
+    expand.expand(config + ":other", {}, workdir="out")
+
+
+def test_an_override_is_checked_against_the_argument_s_config(tmp_path):
+  study = tmp_path / "study.py"
+  study.write_text("""
+import ml_collections
+
+def get_config(arg="first"):
+  return ml_collections.ConfigDict({arg: 0})
+
+def sweep():
+  yield {"config_argument": "second", "second": 1}
+  yield {"config_argument": "second", "first": 1}
+""")
+  with pytest.raises(UserError, match="run second,first=1 .* --config.first"):
+    expand.expand(str(study), {}, workdir="out")
+
+
 def test_names_are_unambiguous_and_fit_a_file_system():
   name = expand.run_names
   assert name([{}]) == ["default"]
@@ -149,6 +186,43 @@ def test_no_more_workers_than_asked(tmp_path):
   code = alone.replace("'D'", repr(str(tmp_path / "busy")))
   jobs = {tmp_path / str(i): python(code) for i in range(3)}
   assert run_all(jobs, num_workers=1, out=io.StringIO()) == []
+
+
+def test_a_worker_has_its_cores_and_environment(tmp_path):
+  every = os.sched_getaffinity(0)
+  cores = [{sorted(every)[-1]}, {sorted(every)[0]}]
+  code = "import os; print(os.sched_getaffinity(0), os.environ['A_NAME'])"
+  jobs = {tmp_path / name: python(code) for name in "ab"}
+  run_all(
+    jobs,
+    num_workers=2,
+    environment={"A_NAME": "given"},
+    cores=cores,
+    out=io.StringIO(),
+  )
+  logs = [(tmp_path / name / "sweep.log").read_text() for name in "ab"]
+  for log, mine in zip(logs, cores, strict=True):
+    assert f"{mine} given" in log
+  assert os.sched_getaffinity(0) == every and "A_NAME" not in os.environ
+
+
+def test_progress_tells_the_time_and_how_much_is_left(tmp_path):
+  jobs = {
+    tmp_path / str(i): python("import time; time.sleep(0.6)") for i in range(3)
+  }
+  out = io.StringIO()
+  run_all(jobs, num_workers=1, out=out)
+  told = re.findall(
+    r"done   (\d) in 1 s; (\d) left, ETA 0:00:0(\d)", out.getvalue()
+  )
+  assert [(name, left) for name, left, _ in told] == [
+    ("0", "2"),
+    ("1", "1"),
+    ("2", "0"),
+  ]
+  seconds = [int(eta) for _, _, eta in told]
+  assert seconds[0] >= seconds[1] > seconds[2] == 0
+  assert json.loads((tmp_path / "0/done.json").read_text())["seconds"] >= 0.6
 
 
 def test_what_finished_is_skipped_and_what_changed_is_not(tmp_path):

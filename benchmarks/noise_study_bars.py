@@ -1,0 +1,210 @@
+"""What the noise study must show, each bar with its number and a verdict.
+
+The bars were set before the runs. They are judged at both points: at the end of
+training (`end`) and at the evaluation that val chose (`selected`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.noise_study_statistics import (
+  BASELINE,
+  CEILING,
+  POINTS,
+  rate_name,
+)
+
+OURS, PLAIN = "cali_nce", "infonce"
+MAIN_RATE = 0.4
+LEAST_CLOSING = 80.0  # percent of the way from co-training to the oracle
+LEAST_AUC, MOST_AUC_FALL = 0.98, 0.01
+MOST_ECE, MOST_RATE_ERROR = 0.05, 0.05
+MOST_COST = 1.10  # of a step of co-training
+
+Summary = Mapping[str, Any]
+
+
+def judge(
+  summary: Summary, methods: Sequence[str], noise_rates: Sequence[float]
+) -> list[dict[str, Any]]:
+  """One row a bar, in the order of the issue.
+
+  Args:
+    summary: from `summarise`; with `cost` where that has been measured.
+    methods: of the study.
+    noise_rates: of the study.
+
+  Returns:
+    [{bar, noise_rate, when, number, met}]; `met` is None and `number` says
+    what is missing where a run that the bar needs has not been made.
+  """
+  rows = []
+  noisy = [rate_name(rate) for rate in noise_rates if rate > 0]
+  main = rate_name(MAIN_RATE)
+  for point in POINTS:
+    for rate in noisy:
+      rows.append(_order(summary, rate, point))
+      rows.append(_above(summary, rate, point))
+    if 0 in noise_rates:
+      rows.append(_no_loss(summary, point))
+    rows.append(_closes(summary, main, point))
+    rows.append(_best(summary, main, point, methods))
+  rows.append(
+    _bound(summary, main, "auc_end", "mean", LEAST_AUC, least=True)
+    | {"bar": f"AUC of the score at least {LEAST_AUC}", "when": "end"}
+  )
+  rows.append(
+    _bound(summary, main, "auc_fall", "max", MOST_AUC_FALL)
+    | {
+      "bar": f"AUC never more than {MOST_AUC_FALL} below its best so far"
+      " (worst seed)",
+      "when": "along training",
+    }
+  )
+  for rate in noisy:
+    rows.append(
+      _bound(summary, rate, "ece_end", "mean", MOST_ECE)
+      | {"bar": f"ECE of the confidence at most {MOST_ECE}", "when": "end"}
+    )
+  for rate in map(rate_name, noise_rates):
+    rows.append(
+      _bound(summary, rate, "noise_rate_error", "mean", MOST_RATE_ERROR)
+      | {
+        "bar": f"the noise rate estimated within {MOST_RATE_ERROR}",
+        "when": "end",
+      }
+    )
+  return [*rows, _cost(summary)]
+
+
+def rivals(methods: Sequence[str]) -> list[str]:
+  """What ours is compared with: not its variants, nor the oracle."""
+  return [
+    method
+    for method in methods
+    if method != CEILING and not method.startswith("cali")
+  ]
+
+
+def _row(bar, rate, when, number, met):
+  return {
+    "bar": bar,
+    "noise_rate": rate,
+    "when": when,
+    "number": number,
+    "met": met,
+  }
+
+
+def _not_run(bar, rate, when, missing):
+  return _row(bar, rate, when, f"not run: {', '.join(missing)}", None)
+
+
+def _missing(summary, rate, methods):
+  quality = summary["quality"]
+  if rate not in quality:
+    return list(methods)
+  return [method for method in methods if method not in quality[rate]]
+
+
+def _recall(summary, rate, method, point):
+  return summary["quality"][rate][method][point]["R@1"]
+
+
+def _order(summary, rate, point):
+  order = (OURS, BASELINE, PLAIN)
+  bar = f"mean R@1: {' > '.join(order)}"
+  missing = _missing(summary, rate, order)
+  if missing:
+    return _not_run(bar, rate, point, missing)
+  ours, base, plain = (
+    _recall(summary, rate, method, point)["mean"] for method in order
+  )
+  number = f"{ours:.2f}, {base:.2f}, {plain:.2f}"
+  return _row(bar, rate, point, number, ours > base > plain)
+
+
+def _difference(summary, rate, point, bar):
+  """The paired difference, or the row that says why there is none."""
+  missing = _missing(summary, rate, (OURS, BASELINE))
+  if missing:
+    return None, _not_run(bar, rate, point, missing)
+  found = _recall(summary, rate, OURS, point)["against_baseline"]
+  if found["low"] is None:
+    return None, _not_run(bar, rate, point, ["two seeds of both"])
+  return found, None
+
+
+def _above(summary, rate, point):
+  bar = f"95 % interval of {OURS} - {BASELINE} above 0"
+  found, row = _difference(summary, rate, point, bar)
+  return row or _row(bar, rate, point, interval(found), found["low"] > 0)
+
+
+def _no_loss(summary, point):
+  bar = f"95 % interval of {OURS} - {BASELINE} covers 0 or lies above"
+  found, row = _difference(summary, "0", point, bar)
+  return row or _row(bar, "0", point, interval(found), found["high"] >= 0)
+
+
+def interval(found: Mapping[str, Any], name: str = "difference") -> str:
+  """`+1.23 (+0.45 to +2.01)`; without the bounds where there are none."""
+  text = f"{found[name]:+.2f}"
+  if found["low"] is None:
+    return text
+  return f"{text} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def _closes(summary, rate, point):
+  bar = (
+    f"closes at least {LEAST_CLOSING:.0f} % of the way from {BASELINE} to"
+    f" {CEILING}"
+  )
+  missing = _missing(summary, rate, (OURS, BASELINE, CEILING))
+  if missing:
+    return _not_run(bar, rate, point, missing)
+  shares = summary["closing"][rate]
+  if OURS not in shares or point not in shares[OURS]:
+    number = f"{CEILING} is not above {BASELINE}"
+    return _row(bar, rate, point, number, False)
+  found = shares[OURS][point]
+  number = f"{found['share']:.0f} %"
+  if found["low"] is not None:
+    number += f" ({found['low']:.0f} to {found['high']:.0f} %)"
+  return _row(bar, rate, point, number, found["share"] >= LEAST_CLOSING)
+
+
+def _best(summary, rate, point, methods):
+  bar = f"mean R@1 of {OURS} at or above every other loss"
+  others = rivals(methods)
+  missing = _missing(summary, rate, [OURS, *others])
+  if missing or not others:
+    return _not_run(bar, rate, point, missing or ["any other"])
+  means = {
+    method: _recall(summary, rate, method, point)["mean"] for method in others
+  }
+  ours = _recall(summary, rate, OURS, point)["mean"]
+  best = max(means, key=means.get)
+  number = f"{ours:.2f}; the best other is {best}, {means[best]:.2f}"
+  return _row(bar, rate, point, number, ours >= means[best])
+
+
+def _bound(summary, rate, name, statistic, bound, *, least=False):
+  """A bar on a number of the score; the caller gives `bar` and `when`."""
+  scores = summary["score"]
+  known = rate in scores and OURS in scores[rate]
+  if not known or name not in scores[rate][OURS]:
+    return _not_run("", rate, "", [OURS])
+  value = scores[rate][OURS][name][statistic]
+  met = value >= bound if least else value <= bound
+  return _row("", rate, "", f"{value:.4f}", met)
+
+
+def _cost(summary):
+  bar = f"a step costs at most {MOST_COST:.2f} of co-training's"
+  cost = summary["cost"]
+  if cost is None or not {OURS, BASELINE} <= cost["against"][BASELINE].keys():
+    return _not_run(bar, "", "", ["benchmarks.noise_study_cost"])
+  ratio = cost["against"][BASELINE][OURS]
+  number = f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
+  return _row(bar, "", "", number, ratio["median"] <= MOST_COST)

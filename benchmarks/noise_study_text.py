@@ -1,0 +1,228 @@
+"""The noise study's section of docs/results.md, from its summary.json."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.noise_study_bars import interval
+from benchmarks.noise_study_runs import QUALITIES
+from benchmarks.noise_study_statistics import (
+  BASELINE,
+  CEILING,
+  POINTS,
+  rate_name,
+)
+from calince_jax.errors import UserError
+
+SUMMARY = "summary.json"
+FIGURES = {
+  "noise_study_rates.svg": "R@1 against the share of wrong captions",
+  "noise_study_score.svg": "AUC and ECE of the score along training",
+  "noise_study_methods.svg": "R@1 of every method at a noise rate of 0.4",
+}
+LEGEND = (
+  "On test, in percent: mean over seeds ± standard deviation. R@k alone is the"
+  " mean of both directions; `minus` is the paired difference of R@1 with its"
+  " 95 % t-interval; `closes` is the share of the way from co-training to the"
+  " oracle, with the 95 % interval of a bootstrap over seeds. Bold: the best"
+  " mean; the oracle, which knows the wrong pairs, does not compete."
+)
+HEADINGS = {
+  "end": "At the end of training",
+  "selected": "At the evaluation with the best mean R@1 on val",
+}
+SCORE_COLUMNS = {
+  "AUC first": "auc_first",
+  "best": "auc_best",
+  "end": "auc_end",
+  "largest fall": "auc_fall",
+  "ECE first": "ece_first",
+  "ECE end": "ece_end",
+  "noise rate estimated": "noise_rate_estimate",
+  "weight of right pairs": "weight_matched",
+  "of wrong pairs": "weight_mismatched",
+  "effective share": "effective_sample_share",
+}
+
+Summary = Mapping[str, Any]
+
+
+def section(out: Path) -> str:
+  """All of it in Markdown.
+
+  Raises:
+    UserError: there is no OUT/summary.json.
+  """
+  path = out / SUMMARY
+  if not path.exists():
+    raise UserError(
+      f"{path} is missing; run python -m benchmarks.noise_study --collect"
+    )
+  summary = json.loads(path.read_text())
+  parts = [_head(summary), "### What it had to show", _bars(summary["bars"])]
+  parts += [f"![{text}](figures/{name})" for name, text in FIGURES.items()]
+  for point in POINTS:
+    parts.append(f"### {HEADINGS[point]}")
+    if point == POINTS[0]:
+      parts.append(LEGEND)
+    for rate in _rates(summary):
+      parts += [f"Noise rate {rate}:", _quality(summary, rate, point)]
+  parts += ["### The score along training", _score(summary)]
+  parts += ["### Cost of a step", _cost(summary)]
+  return "\n\n".join(parts)
+
+
+def _rates(summary):
+  rates = map(rate_name, summary["study"]["noise_rates"])
+  return [rate for rate in rates if rate in summary["quality"]]
+
+
+def _methods(summary, part):
+  return [m for m in summary["study"]["methods"] if m in part]
+
+
+def _head(summary):
+  study, runs, data = summary["study"], summary["runs"], summary["data"]
+  clips = ", ".join(
+    f"{split['clips']} {name}" for name, split in data["splits"].items()
+  )
+  chance = ", ".join(
+    f"{name} {data['chance'][name]:.2f}"
+    for name in ("t2v_R@1", "t2v_R@5", "t2v_R@10")
+  )
+  lines = [
+    f"{runs['finished']} of {runs['expected']} runs"
+    f" ({len(study['methods'])} methods, noise rates"
+    f" {', '.join(map(rate_name, study['noise_rates']))},"
+    f" {study['num_seeds']} seeds) are finished; clips: {clips}. Chance:"
+    f" {chance}, and the same from video to text.",
+  ]
+  if runs["seconds"]:
+    lines.append(
+      f"The finished runs took {sum(runs['seconds']) / 3600:.1f} hours of one"
+      f" core, {statistics.median(runs['seconds']) / 60:.1f} minutes each"
+      " (median)."
+    )
+  if runs["missing"]:
+    lines.append(
+      f"**{len(runs['missing'])} runs are missing**, and what stands below is"
+      f" without them: {_shortened(runs['missing'])}."
+    )
+  return "\n".join(lines)
+
+
+def _shortened(names, most=12):
+  more = [f"and {len(names) - most} more"] if len(names) > most else []
+  return "; ".join([*names[:most], *more])
+
+
+def _bars(bars):
+  verdict = {True: "yes", False: "**no**", None: ""}
+  rows = [
+    [
+      bar["bar"],
+      bar["noise_rate"],
+      bar["when"],
+      bar["number"],
+      verdict[bar["met"]],
+    ]
+    for bar in bars
+  ]
+  return table(["what", "noise rate", "when", "number", "met"], rows)
+
+
+def _quality(summary, rate, point):
+  """Mean +- standard deviation over seeds, on test; the best mean is bold."""
+  part = summary["quality"][rate]
+  methods = _methods(summary, part)
+  judged = [method for method in methods if method != CEILING]
+  best = {
+    name: max((part[m][point][name]["mean"] for m in judged), default=None)
+    for name in QUALITIES
+  }
+  rows = []
+  for method in methods:
+    mine = part[method][point]
+    cells = {}
+    for name in QUALITIES:
+      sd = mine[name]["sd"]
+      text = f"{mine[name]['mean']:.2f}"
+      bold = method != CEILING and mine[name]["mean"] == best[name]
+      text = f"**{text}**" if bold else text
+      cells[name] = text if sd is None else f"{text} ± {sd:.2f}"
+    found = mine["R@1"]["against_baseline"]
+    known = method != BASELINE and found["difference"] is not None
+    rows.append(
+      [
+        f"`{method}`",
+        str(mine["R@1"]["seeds"]),
+        cells.pop("R@1"),
+        interval(found) if known else "",
+        _share(summary, rate, method, point),
+        *cells.values(),
+      ]
+    )
+  names = [name.replace("_", " ") for name in QUALITIES[1:]]
+  head = ["", "seeds", "R@1", f"minus `{BASELINE}`", "closes", *names]
+  return table(head, rows)
+
+
+def _share(summary, rate, method, point):
+  shares = summary["closing"][rate]
+  if method in (BASELINE, CEILING) or method not in shares:
+    return ""
+  if point not in shares[method]:
+    return ""
+  found = shares[method][point]
+  text = f"{found['share']:.0f} %"
+  if found["low"] is None:
+    return text
+  return f"{text} ({found['low']:.0f} to {found['high']:.0f})"
+
+
+def _score(summary):
+  """Means over seeds; without the methods that have no score."""
+  rows = []
+  for rate in _rates(summary):
+    part = summary["score"][rate]
+    for method in _methods(summary, part):
+      mine = part[method]
+      rows.append(
+        [rate, f"`{method}`"]
+        + [
+          f"{mine[name]['mean']:.3f}" if name in mine else ""
+          for name in SCORE_COLUMNS.values()
+        ]
+      )
+  if not rows:
+    return "No run has a score."
+  return table(["noise rate", "", *SCORE_COLUMNS], rows)
+
+
+def _cost(summary):
+  cost = summary["cost"]
+  if cost is None:
+    return "Not measured: `python -m benchmarks.noise_study_cost` does it."
+  rows = []
+  for method, seconds in cost["seconds_per_step"].items():
+    row = [f"`{method}`", f"{1e3 * statistics.median(seconds):.1f}"]
+    for reference in cost["against"].values():
+      r = reference[method] if reference else None
+      row.append(
+        f"{r['median']:.3f} ({r['min']:.3f} to {r['max']:.3f})" if r else ""
+      )
+    rows.append(row)
+  head = ["", "ms a step", *(f"of `{name}`" for name in cost["against"])]
+  rounds = len(next(iter(cost["seconds_per_step"].values())))
+  return (
+    f"{table(head, rows)}\n\nMedian ratio of {rounds} rounds in which the"
+    f" methods took turns (least to greatest); {cost['cores']} cores."
+  )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table."""
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
