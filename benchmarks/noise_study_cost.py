@@ -80,24 +80,11 @@ def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   data = train.open_data(config)
-  model = build.model_config(config, data["vocab_size"]).build()
-  tx, _ = build.optimizer(config)
-
-  def init(seed):
-    return train_step.init_state(model, tx, data["num_pairs"], seed)
-
-  layout = sharding.shardings(
-    jax.eval_shape(init, config["seed"]), mesh, config["sharding"]["rules"]
+  training = build.training(
+    config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  state = jax.jit(init, out_shardings=layout)(config["seed"])
-  step = train_step.make_train_step(
-    model,
-    tx,
-    build.objective(config),
-    ema_decay=config["optimizer"]["ema_decay"],
-  )
-  step = train_step.shard_train_step(step, layout, mesh)
-  batch = train_step.dummy_batch(model.config, config["batch_size"])
+  state, step = training.start(config["seed"]), training.step
+  batch = train_step.dummy_batch(training.model.config, config["batch_size"])
   video, text = jax.random.split(jax.random.key(0))
   batch["video"] = jax.random.bits(video, batch["video"].shape, jnp.uint8)
   batch["text_ids"] = jax.random.randint(

@@ -25,31 +25,16 @@ def main() -> None:
   """Compiles, runs, prints."""
   config = CONFIG.value.to_dict()
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  sharding.check_batch_size(config["batch_size"], mesh)
-  model = build.model_config(config, VOCABULARY.value).build()
-  tx, _ = build.optimizer(config)
-
-  def init():
-    return train_step.init_state(model, tx, config["seed"])
-
-  layout = sharding.shardings(
-    jax.eval_shape(init), mesh, config["sharding"]["rules"]
+  training = build.training(
+    config, mesh, vocab_size=VOCABULARY.value, num_pairs=config["batch_size"]
   )
-  state = jax.jit(init, out_shardings=layout)()
+  state = training.start(config["seed"])
   batch = jax.device_put(
-    train_step.dummy_batch(model.config, config["batch_size"]),
+    train_step.dummy_batch(training.model.config, config["batch_size"]),
     sharding.batch_sharding(mesh),
   )
-  step = train_step.make_train_step(
-    model,
-    tx,
-    build.objective(config),
-    ema_decay=config["optimizer"]["ema_decay"],
-    seed=config["seed"],
-  )
-  step = train_step.shard_train_step(step, layout, mesh)
   start = time.perf_counter()
-  compiled = step.lower(state, batch).compile()
+  compiled = training.step.lower(state, batch).compile()
   print(f"compiled in {time.perf_counter() - start:.1f} s")
   seconds = []
   for _ in range(STEPS.value + 1):

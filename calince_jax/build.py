@@ -1,17 +1,21 @@
 """From a configuration to plain arguments; only entry points import this."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
+from jax.sharding import Mesh
 
 from calince_jax import optimizer as optimizer_lib
+from calince_jax import sharding, train_step
 from calince_jax.data.sampling import Sampling
 from calince_jax.errors import UserError
 from calince_jax.losses.objective import Objective
-from calince_jax.models.cali_nce import ModelConfig
+from calince_jax.models.cali_nce import CaliNCE, ModelConfig
 
 
 def model_config(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
@@ -63,6 +67,54 @@ def optimizer(
     ),
   )
   return optimizer_lib.make_optimizer(schedule, **fields), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """What a run is made of; arrays come from `start` and `step`."""
+
+  model: CaliNCE
+  schedule: optax.Schedule  # the learning rate
+  abstract: Any  # the shapes of the state
+  layout: Any  # the shardings of the state
+  start: Callable  # seed -> state
+  step: Callable  # (state, batch) -> (state, metrics)
+
+
+def training(
+  config: Mapping[str, Any], mesh: Mesh, *, vocab_size: int, num_pairs: int
+) -> Training:
+  """The model and its compiled step on a mesh; nothing is computed yet.
+
+  Args:
+    config: of the run.
+    mesh: see sharding.py.
+    vocab_size: of the tokenizer.
+    num_pairs: every `pair_index` is below it.
+
+  Raises:
+    UserError: a value that does not fit.
+  """
+  sharding.check_batch_size(config["batch_size"], mesh)
+  model = model_config(config, vocab_size).build()
+  tx, schedule = optimizer(config)
+  init = functools.partial(train_step.init_state, model, tx, num_pairs)
+  abstract = jax.eval_shape(init, config["seed"])
+  layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
+  step = train_step.make_train_step(
+    model,
+    tx,
+    objective(config),
+    ema_decay=config["optimizer"]["ema_decay"],
+  )
+  return Training(
+    model=model,
+    schedule=schedule,
+    abstract=abstract,
+    layout=layout,
+    start=jax.jit(init, out_shardings=layout),
+    step=train_step.shard_train_step(step, layout, mesh),
+  )
 
 
 AT_LEAST_ONE = (

@@ -79,7 +79,8 @@ def evaluate(options: Options) -> dict[str, dict[str, Any]]:
 
 def write_pairs(path: epath.Path, pairs: Sequence[dict[str, Any]]) -> None:
   """Every pair, the least trusted first."""
-  columns = ["pair_index", "id", "text", "confidence", "logit", "cosine"]
+  columns = ["pair_index", "id", "text", "confidence", "score"]
+  columns += [name for name in ("head", "cosine") if name in pairs[0]]
   file = io.StringIO(newline="")
   writer = csv.DictWriter(file, columns, extrasaction="ignore")
   writer.writeheader()

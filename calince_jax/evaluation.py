@@ -18,9 +18,11 @@ from calince_jax.data.mismatch import MismatchedReader, mismatched
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration, ranks, recognition, retrieval
 from calince_jax.evals.thumbnails import film_strip
+from calince_jax.losses import calibration as calibration_lib
 from calince_jax.run_model import PARAMS, open_run
 
 SHOWN_HITS = 5  # of each query in the report
+NUM_NEGATIVES = 4  # others' captions that each clip is scored with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,28 +241,31 @@ def recognition_task(e: Evaluation) -> dict[str, Any]:
 
 
 def calibration_task(e: Evaluation) -> dict[str, Any]:
-  """The score of every pair of the training split against the known truth."""
+  """How far each pair of the training split is to be trusted.
+
+  Noise rate and posterior are those of this data set: its given pairs are
+  compared with its own clips under others' captions.
+  """
   split = e.options.train_split
-  pairs = encode_clips.score_pairs(
-    e.model, e.reader(split), e.sampling, batch_size=e.options.batch_size
+  pairs, scores = encode_clips.score_pairs(
+    e.model,
+    e.reader(split),
+    e.sampling,
+    batch_size=e.options.batch_size,
+    num_negatives=NUM_NEGATIVES,
+    seed=e.options.seed,
   )
-  pairs.sort(key=lambda pair: pair["logit"])
-  matched = np.array([pair["matched"] for pair in pairs], np.int8)
-  confidence, logit, cosine = (
-    np.array([pair[name] for pair in pairs], np.float32)
-    for name in ("confidence", "logit", "cosine")
-  )
-  result = calibration.calibration_report(confidence, logit, matched)
-  known = result["metrics"]
-  if "auc" in known:
-    by_cosine = calibration.calibration_report(confidence, cosine, matched)
-    known["auc_cosine"] = by_cosine["metrics"]["auc"]
-  known["noise_rate_estimate"] = e.model.calibration["noise_rate"]
-  return result | {
+  judged = judge(pairs, scores, e.model.calibration["score"])
+  trained = e.model.calibration["noise_rate"]
+  judged["metrics"]["noise_rate_in_training"] = trained
+  pairs = sorted(pairs, key=lambda pair: pair["score"])
+  return judged | {
     "protocol": {
-      "task": "correspondence score of the given pairs",
+      "task": "posterior that each given pair is clean",
       "split": split,
       "pairs": len(pairs),
+      "score": e.model.calibration["score"],
+      "negatives": f"{NUM_NEGATIVES} captions of other clips for each pair",
     }
     | e.exchanged(split),
     "pairs": pairs,
@@ -275,6 +280,41 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
       for pair in pairs[: e.options.worst]
     ],
   }
+
+
+def judge(
+  pairs: list[dict[str, Any]], scores: dict[str, np.ndarray], score: str
+) -> dict[str, Any]:
+  """Adds `score`, `confidence` and the single scores to `pairs`, and judges.
+
+  Args:
+    pairs: P of them, with `matched`.
+    scores: from encode_clips.score_pairs, [P, 1 + K] each.
+    score: one of losses.calibration.SCORES.
+
+  Returns:
+    See evals.calibration.calibration_report; its metrics also say
+    `noise_rate_estimate` and the AUC of each single score.
+  """
+  state, x = calibration_lib.observe(
+    calibration_lib.init_state(0), scores, score=score, decay=0.0
+  )
+  frozen = calibration_lib.freeze(state, score=score, noise_rate=None)
+  given = {name: values[:, 0] for name, values in scores.items()}
+  _, confidence = calibration_lib.frozen_confidence(frozen, given)
+  x, confidence = np.asarray(x), np.asarray(confidence)
+  for i, pair in enumerate(pairs):
+    pair |= {"score": float(x[i]), "confidence": float(confidence[i])}
+    pair |= {name: float(values[i]) for name, values in given.items()}
+  matched = np.array([pair["matched"] for pair in pairs], np.int8)
+  result = calibration.calibration_report(confidence, x, matched)
+  known = result["metrics"]
+  if "auc" in known:
+    for name, values in given.items():
+      alone = calibration.calibration_report(confidence, values, matched)
+      known[f"auc_{name}"] = alone["metrics"]["auc"]
+  known["noise_rate_estimate"] = frozen["noise_rate"]
+  return result
 
 
 TASKS = {

@@ -27,10 +27,11 @@ from calince_jax.losses import calibration
 from calince_jax.models.cali_nce import ModelConfig
 from calince_jax.sharding import path_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.model"
+CALIBRATION = {"trained", "score", "noise_rate", "head", "cosine", "posterior"}
 
 
 class VideoTextModel:
@@ -38,10 +39,10 @@ class VideoTextModel:
 
   Attributes:
     config: the ModelConfig.
-    calibration: {"trained": bool, "num_negatives": K, "noise_rate": eta}, what
-      turns the head's logit into a probability.
-    video_outputs, text_outputs, pair_logits: the jitted methods of the model
-      (models/cali_nce.py) on arrays of its own shapes.
+    calibration: {"trained": has the head been trained} and what
+      losses/calibration.py::freeze says, to turn scores into confidence.
+    video_outputs, text_outputs, pair_logits, held_out_logits: the jitted
+      methods of the model (models/cali_nce.py) on arrays of its own shapes.
     logit_scale: the learned inverse temperature.
   """
 
@@ -75,6 +76,7 @@ class VideoTextModel:
     self.video_outputs = functools.partial(run(model.encode_video), self.params)
     self.text_outputs = functools.partial(run(model.encode_text), self.params)
     self.pair_logits = functools.partial(run(model.correspondence), self.params)
+    self.held_out_logits = functools.partial(run(model.held_out), self.params)
     self.logit_scale = float(run(model.logit_scale)(self.params))
 
   def encode_video(self, video: np.ndarray) -> np.ndarray:
@@ -100,8 +102,7 @@ class VideoTextModel:
         trained without the head.
     """
     self.check_score()
-    if len(video) != len(texts):
-      raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
+    check_pairs(video, texts)
     outputs = self._encode_video(video), self._encode_text(texts)
     return np.asarray(self.pair_logits(*outputs))
 
@@ -118,8 +119,20 @@ class VideoTextModel:
     return np.asarray(jax.nn.sigmoid(self.logits(video, texts)))
 
   def confidence(self, video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """P(text i belongs to clip i), were it a pair of training data: [B]."""
-    return posterior(self.logits(video, texts), self.calibration)
+    """P(text i belongs to clip i), were it a pair of the training data: [B].
+
+    The posterior of the density ratio (losses/density_ratio.py) with the noise
+    rate and the score that the model was trained with; without a head, of the
+    cosine.
+    """
+    check_pairs(video, texts)
+    video, text = self._encode_video(video), self._encode_text(texts)
+    scores = {"cosine": (video["embedding"] * text["embedding"]).sum(axis=-1)}
+    if self.calibration["trained"]:
+      scores["head"] = self.pair_logits(video, text)
+    return np.asarray(
+      calibration.frozen_confidence(self.calibration, scores)[1]
+    )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """int32 ids and bool mask [B, L]."""
@@ -152,13 +165,10 @@ class VideoTextModel:
     return jnp.round(video.clip(0, 255)).astype(jnp.uint8)
 
 
-def posterior(logits: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-  """P(clean | v, t) of the head's logits, see losses/calibration.py."""
-  return np.asarray(
-    calibration.posterior(
-      jnp.asarray(logits), settings["noise_rate"], settings["num_negatives"]
-    )
-  )
+def check_pairs(video: np.ndarray, texts: Sequence[str]) -> None:
+  """UserError unless there are as many texts as clips."""
+  if len(video) != len(texts):
+    raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
 
 
 def flatten(params: Any) -> dict[str, np.ndarray]:
@@ -216,7 +226,7 @@ def check_document(document: dict[str, Any], where: str) -> None:
     raise UserError(f"{where} lacks {sorted(missing)}")
   for section, known in (
     ("preprocessing", {field.name for field in dataclasses.fields(Sampling)}),
-    ("calibration", {"trained", "num_negatives", "noise_rate"}),
+    ("calibration", CALIBRATION),
   ):
     wrong = sorted(set(document[section]) ^ known)
     if wrong:

@@ -10,7 +10,7 @@ from calince_jax import build, checkpoint
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
 from calince_jax.inference import TOKENIZER, VideoTextModel
-from calince_jax.losses.calibration import estimate_noise_rate
+from calince_jax.losses import calibration
 
 PARAMS = ("ema_params", "params")
 
@@ -30,21 +30,19 @@ def open_run(
   """
   check_choice("params", params, PARAMS)
   config = checkpoint.read_config(workdir)
-  step, saved = checkpoint.restore_parts(workdir, step, [params, "histograms"])
+  step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
   tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = build.objective(config)
-  noise_rate = objective.noise_rate
-  if noise_rate is None:
-    noise_rate = float(estimate_noise_rate(saved["histograms"]))
   model = VideoTextModel(
     build.model_config(config, tokenizer.vocab_size),
     jax.tree.map(jnp.asarray, saved[params]),
     tokenizer,
-    {
-      "trained": bool(objective.correspondence_weight),
-      "num_negatives": objective.num_negatives,
-      "noise_rate": noise_rate,
-    },
+    {"trained": bool(objective.correspondence_weight)}
+    | calibration.freeze(
+      saved["calibration"],
+      score=objective.score,
+      noise_rate=objective.noise_rate,
+    ),
     build.sampling(config),
   )
   return model, step, config

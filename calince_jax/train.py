@@ -6,7 +6,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from calince_jax import (
   command_line,
   compile_cache,
   sharding,
-  train_step,
+  train_loop,
 )
 from calince_jax.errors import UserError
 from calince_jax.monitor import Monitor
@@ -73,22 +72,10 @@ def train(options: Options) -> None:
     options.process_id,
   )
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  sharding.check_batch_size(config["batch_size"], mesh)
-
   data = open_data(config)
-  model = build.model_config(config, data["vocab_size"]).build()
-  tx, schedule = build.optimizer(config)
-  init = functools.partial(train_step.init_state, model, tx, data["num_pairs"])
-  layout = sharding.shardings(
-    jax.eval_shape(init, config["seed"]), mesh, config["sharding"]["rules"]
+  training = build.training(
+    config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  step = train_step.make_train_step(
-    model,
-    tx,
-    build.objective(config),
-    ema_decay=config["optimizer"]["ema_decay"],
-  )
-  step_function = train_step.shard_train_step(step, layout, mesh)
 
   if jax.process_index() == 0:
     checkpoint.write_config(workdir, config)
@@ -96,22 +83,14 @@ def train(options: Options) -> None:
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
-    state, first_step = start_or_resume(manager, init, config["seed"], layout)
+    state, first_step = start_or_resume(manager, training, config["seed"])
     if jax.process_index() == 0:
       say_what_runs(config, data, mesh, state)
     batches = train_batches(config, data, mesh, first_step)
-    retrieval = open_watch(config, data, model, mesh, layout)
+    retrieval = open_watch(config, data, mesh, training)
     with open_monitor(config, workdir, first_step) as monitor:
-      state = loop(
-        config,
-        mesh,
-        step_function,
-        schedule,
-        state,
-        batches,
-        manager,
-        monitor,
-        retrieval,
+      state = train_loop.loop(
+        config, mesh, training, state, batches, manager, monitor, retrieval
       )
     checkpoint.save(manager, int(state.step), state, config)
   if jax.process_index() == 0:
@@ -177,9 +156,8 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
 def open_watch(
   config: dict[str, Any],
   data: dict[str, Any],
-  model: Any,
   mesh: Any,
-  layout: Any,
+  training: build.Training,
 ) -> Any:
   """The RetrievalWatch of the run, None where nothing is evaluated."""
   if not data["watched"]:
@@ -188,13 +166,13 @@ def open_watch(
   from calince_jax.watch import RetrievalWatch
 
   return RetrievalWatch(
-    model,
+    training.model,
     data["watched"],
     Tokenizer(data["tokenizer"]),
     build.sampling(config),
     batch_size=config["batch_size"],
     mesh=mesh,
-    layout=layout.ema_params,
+    layout=training.layout.ema_params,
   )
 
 
@@ -234,105 +212,20 @@ def keep_tokenizer(workdir: str, path: Path) -> None:
 
 
 def start_or_resume(
-  manager: Any, init: Any, seed: int, layout: Any
+  manager: Any, training: build.Training, seed: int
 ) -> tuple[Any, int]:
   """A fresh state, or that of the last checkpoint; and its step."""
   step = manager.latest_step()
   if step is None:
-    return jax.jit(init, out_shardings=layout)(seed), 0
+    return training.start(seed), 0
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
     ),
-    jax.eval_shape(init, seed),
-    layout,
+    training.abstract,
+    training.layout,
   )
   return checkpoint.restore(manager, step, abstract), step
-
-
-def loop(
-  config: dict[str, Any],
-  mesh: Any,
-  step_function: Any,
-  schedule: Any,
-  state: Any,
-  batches: Iterator[dict[str, np.ndarray]],
-  manager: Any,
-  monitor: Monitor | None,
-  retrieval: Any,
-) -> Any:
-  """Trains until `total_steps`; returns the last state.
-
-  Step n's metrics are read after step n + 1 has been dispatched, so that the
-  devices do not wait for the log.
-  """
-  total, first_step = config["total_steps"], int(state.step)
-  pairs = open_pairs(retrieval)
-  previous = None
-  for step in range(first_step + 1, total + 1):
-    with monitor.waiting() if monitor else contextlib.nullcontext():
-      batch = sharding.to_global(next(batches), mesh)
-    state, metrics = step_function(state, batch)
-    if step == first_step + 1 and monitor:
-      jax.block_until_ready(metrics)
-      monitor.first_step_done()
-    found = {}
-    if retrieval and (step % config["evaluate_every"] == 0 or step == total):
-      found = evaluate(state, retrieval, monitor)
-    for done, seen, judged in ([previous] if previous else []) + (
-      [(step, metrics, found)] if step == total else []
-    ):
-      check_finite(config, manager, state, seen)
-      of_pairs = seen.pop("pairs")
-      if pairs:
-        pairs.add(jax.device_get(of_pairs))
-      if judged:
-        judged |= pairs.summary()
-      if monitor and (done % config["log_every"] == 0 or done == total):
-        rate = schedule(done - 1)
-        monitor.log(
-          done, jax.device_get(seen) | {"learning_rate": rate} | judged
-        )
-        if judged:
-          monitor.evaluated(done, judged, retrieval.chance())
-    previous = (step, metrics, found)
-    if step % config["checkpoint_every"] == 0:
-      checkpoint.save(manager, step, state, config)
-  return state
-
-
-def open_pairs(retrieval: Any) -> Any:
-  """The PairWatch of the run, None where nothing is evaluated."""
-  if retrieval is None:
-    return None
-  from calince_jax.watch import PairWatch
-
-  return PairWatch()
-
-
-def evaluate(
-  state: Any, retrieval: Any, monitor: Monitor | None
-) -> dict[str, float]:
-  """What RetrievalWatch says now; its time is not that of training."""
-  jax.block_until_ready(state.step)
-  with monitor.paused() if monitor else contextlib.nullcontext():
-    return retrieval.metrics(state.ema_params)
-
-
-def check_finite(
-  config: dict[str, Any], manager: Any, state: Any, metrics: dict[str, Any]
-) -> None:
-  """Ends the run after too many steps in a row that were not finite."""
-  bad = int(metrics["bad_steps"])
-  if bad >= config["max_bad_steps"]:
-    step = int(state.step)
-    checkpoint.save(manager, step, state, config)
-    manager.wait_until_finished()
-    raise UserError(
-      f"{bad} steps in a row had a loss or gradient that is not finite; the"
-      f" last good parameters are saved as step {step}; train in another"
-      " --workdir with a lower config.optimizer.learning_rate"
-    )
 
 
 @contextlib.contextmanager

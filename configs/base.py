@@ -72,9 +72,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.mask_rate = 0.3  # of the words, of masked_text
 
   config.objective = ml_collections.ConfigDict()
-  config.objective.correspondence_weight = 1.0  # lambda_c
+  # A tenth: with 1 each, the encoders serve the other two terms at the cost of
+  # retrieval, without any noise as well (docs/method.md).
+  config.objective.correspondence_weight = 0.1  # lambda_c
   config.objective.contrastive_weight = 1.0  # lambda_n
-  config.objective.predictive_weight = 1.0  # lambda_p
+  config.objective.predictive_weight = 0.1  # lambda_p
   # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"

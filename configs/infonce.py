@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = base.get_config()
   config.objective.confidence = "none"
   config.objective.score = "cosine"  # there is no head
+  config.model.cross_fit = False
   config.objective.correspondence_weight = 0.0
   config.objective.predictive_weight = 0.0
   return config

@@ -28,9 +28,9 @@ def step_shapes(config):
   model = build.model_config(config, vocab_size=1000).build()
   tx, _ = build.optimizer(config)
   step = train_step.make_train_step(
-    model, tx, build.objective(config), ema_decay=0.9, seed=0
+    model, tx, build.objective(config), ema_decay=0.9
   )
-  state = jax.eval_shape(lambda: train_step.init_state(model, tx, 0))
+  state = jax.eval_shape(lambda: train_step.init_state(model, tx, 8, 0))
   batch = train_step.dummy_batch(model.config, 8)
   return state, *jax.eval_shape(step, state, batch)
 
@@ -65,6 +65,9 @@ def test_the_methods_differ_in_the_objective_alone():
     for name in ("cali_nce", "cotrain", "infonce")
   ]
   objectives = [config.pop("objective") for config in loaded]
+  # A second head is of use only where its score decides a weight.
+  two_heads = [config["model"].pop("cross_fit") for config in loaded]
+  assert two_heads == [True, False, False]
   assert loaded[0] == loaded[1] == loaded[2]
   assert objectives[0] != objectives[1] != objectives[2] != objectives[0]
 

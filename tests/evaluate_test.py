@@ -12,7 +12,8 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from calince_jax import evaluate, run_model, train
+from calince_jax import encode_clips, evaluate, run_model, train
+from calince_jax import evaluation as evaluation_lib
 from calince_jax.data import clip_dataset, pipeline
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.errors import UserError
@@ -171,8 +172,10 @@ def test_calibration_lists_every_pair(results, run):
 
   with (run / "eval" / "pairs.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
-  logits = [float(row["logit"]) for row in rows]
-  assert len(rows) == 80 and logits == sorted(logits)
+  scores = [float(row["score"]) for row in rows]
+  assert len(rows) == 80 and scores == sorted(scores)
+  trusted = [float(row["confidence"]) for row in rows]
+  assert trusted == sorted(trusted)  # a higher score is never trusted less
   assert sorted(int(row["pair_index"]) for row in rows) == list(range(80))
   worst = result["worst"]
   assert len(worst) == 48
@@ -189,17 +192,69 @@ def test_scores_are_those_of_the_model(run, tiny_dataset):
   evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
   reader = ClipReader(tiny_dataset, "train")
   (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
-  texts = [record["texts"][1] for record in reader.read(range(40))]
-  expected = model.confidence(batch["video"], texts)
+  records = reader.read(range(40))
+  text = model.text_outputs(*model.tokenize([r["texts"][1] for r in records]))
+  video = model.video_outputs(batch["video"])
+  index = np.array([record["pair_indices"][1] for record in records], np.int32)
+  # The head that was not trained on the pair.
+  expected = {
+    "head": model.held_out_logits(video, text, index),
+    "cosine": (video["embedding"] * text["embedding"]).sum(axis=-1),
+  }
   with (run / "eval" / "pairs.csv").open(newline="") as file:
-    found = {
-      int(row["pair_index"]): float(row["confidence"])
-      for row in csv.DictReader(file)
-    }
-  np.testing.assert_allclose(
-    [found[2 * i + 1] for i in range(40)], expected, rtol=1e-4
-  )
+    rows = {int(row["pair_index"]): row for row in csv.DictReader(file)}
+  for name, values in expected.items():
+    np.testing.assert_allclose(
+      [float(rows[2 * i + 1][name]) for i in range(40)],
+      values,
+      rtol=1e-3,
+      atol=1e-5,
+    )
   assert config["total_steps"] == 6
+
+
+def test_the_judgement_is_that_of_the_data_set():
+  """Known densities: 300 of 1,000 pairs score like the negatives."""
+  rng = np.random.default_rng(0)
+  wrong = np.arange(1_000) < 300
+  cosine = rng.normal(size=(1_000, 5)).astype(np.float32)
+  cosine[:, 0] += np.where(wrong, 0, 5)
+  pairs = [{"matched": int(not w)} for w in wrong]
+  result = evaluation_lib.judge(pairs, {"cosine": 0.1 * cosine}, "cosine")
+  m = result["metrics"]
+  assert m["auc"] == m["auc_cosine"] > 0.99
+  assert m["ece"] < 0.03
+  assert m["noise_rate_estimate"] == pytest.approx(0.3, abs=0.05)
+  confidence = np.array([pair["confidence"] for pair in pairs])
+  assert confidence[wrong].mean() < 0.1 < 0.9 < confidence[~wrong].mean()
+
+
+def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
+  model, *_ = run_model.open_run(str(run))
+  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+  reader = ClipReader(tiny_dataset, "train")
+  settings = {"num_negatives": 4, "seed": 0}
+  found = [
+    encode_clips.score_pairs(
+      model, reader, evaluation.sampling, batch_size=size, **settings
+    )
+    for size in (16, 40, 18)  # 18: the last batch holds four clips
+  ]
+  texts = {t for record in reader.read(range(40)) for t in record["texts"]}
+  embedding = model.encode_text(sorted(texts))
+  (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
+  possible = model.encode_video(batch["video"]) @ embedding.T
+  for pairs, scores in found:
+    assert scores["cosine"].shape == scores["head"].shape == (80, 5)
+    assert sorted(pair["pair_index"] for pair in pairs) == list(range(80))
+    for pair, cosines in zip(pairs, scores["cosine"], strict=True):
+      distance = np.abs(cosines[:, None] - possible[pair["record"]]).min(axis=1)
+      assert (distance < 1e-4).all()
+      assert len(np.unique(cosines.round(5))) > 1
+  with pytest.raises(UserError, match="batch_size=5"):
+    encode_clips.score_pairs(
+      model, reader, evaluation.sampling, batch_size=4, **settings
+    )
 
 
 def test_more_views_change_the_features(run):

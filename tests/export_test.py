@@ -72,15 +72,25 @@ def test_embeddings_have_length_one_and_scores_are_probabilities(model, rng):
     assert values.shape == (3,) and (values >= 0).all() and (values <= 1).all()
 
 
-def test_confidence_is_the_posterior_of_the_score(model, rng):
+def test_confidence_is_read_from_the_frozen_posterior(model, rng):
   video = clips(rng)
-  s = model.score(video, TEXTS).astype(np.float64)
-  K, eta = model.calibration["num_negatives"], model.calibration["noise_rate"]
-  a = K * s / (1 - s)
-  expected = np.maximum(0, 1 - eta / a)
-  assert K == 4 and 0 <= eta <= 0.9
+  frozen = model.calibration
+  scores = {
+    "head": model.logits(video, TEXTS),
+    "cosine": (model.encode_video(video) * model.encode_text(TEXTS)).sum(-1),
+  }
+  x = sum(
+    (values - frozen[name][0]) / frozen[name][1]
+    for name, values in scores.items()
+  ) / np.sqrt(2)
+  bins = np.linspace(-6, 18, 128 + 1)
+  centres = (bins[1:] + bins[:-1]) / 2
+  assert frozen["score"] == "both" and 0 <= frozen["noise_rate"] <= 0.9
   np.testing.assert_allclose(
-    model.confidence(video, TEXTS), expected, rtol=1e-4, atol=1e-6
+    model.confidence(video, TEXTS),
+    np.interp(x, centres, frozen["posterior"]),
+    rtol=1e-4,
+    atol=1e-5,
   )
 
 

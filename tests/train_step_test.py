@@ -23,18 +23,19 @@ def batch_of(rng, n=16):
     "text_ids": jnp.asarray(ids, jnp.int32),
     "text_mask": jnp.asarray(np.arange(8) < rng.integers(3, 9, (n, 1))),
     "pair_index": jnp.arange(n, dtype=jnp.int32),
+    "matched": jnp.ones(n, jnp.int8),
   }
 
 
 def make_step(tx=SGD, objective=OBJECTIVE, model=TINY_MODEL):
-  return train_step.make_train_step(
-    model.build(), tx, objective, ema_decay=0.9, seed=0
-  )
+  return train_step.make_train_step(model.build(), tx, objective, ema_decay=0.9)
 
 
 @pytest.fixture(scope="module")
 def start():
-  return jax.jit(lambda: train_step.init_state(TINY_MODEL.build(), SGD, 0))()
+  return jax.jit(
+    lambda: train_step.init_state(TINY_MODEL.build(), SGD, 16, 0)
+  )()
 
 
 @pytest.mark.parametrize("model_parallel, rule", [(1, "fsdp"), (2, "model")])
@@ -51,9 +52,14 @@ def test_eight_devices_equal_one(rng, start, model_parallel, rule):
   )(state, jax.device_put(batch, rows))
   kernel = spread.params["video_projection"]["kernel"]
   assert not kernel.sharding.is_fully_replicated
+  pairs, spread_pairs = metrics.pop("pairs"), spread_metrics.pop("pairs")
   for name in metrics:
     np.testing.assert_allclose(
       metrics[name], spread_metrics[name], rtol=2e-4, atol=1e-5, err_msg=name
+    )
+  for name in pairs:
+    np.testing.assert_allclose(
+      pairs[name], spread_pairs[name], rtol=1e-3, atol=1e-3, err_msg=name
     )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
@@ -69,7 +75,9 @@ def test_overfits_one_batch(rng, start):
   batch = batch_of(rng, 8)
   objective = Objective(num_negatives=2, noise_rate=0.0)
   step = jax.jit(make_step(tx, objective))
-  state = jax.jit(lambda: train_step.init_state(TINY_MODEL.build(), tx, 0))()
+  state = jax.jit(
+    lambda: train_step.init_state(TINY_MODEL.build(), tx, 16, 0)
+  )()
   first = None
   for _ in range(60):
     state, metrics = step(state, batch)
@@ -92,7 +100,7 @@ def test_a_step_that_is_not_finite_changes_nothing(rng, start):
   after, metrics = step(poisoned, batch)
   assert metrics["skipped"] and after.bad_steps == 1
   assert after.step == 2
-  for name in ("params", "opt_state", "ema_params", "histograms"):
+  for name in ("params", "opt_state", "ema_params", "calibration"):
     jax.tree.map(
       np.testing.assert_array_equal,
       getattr(after, name),
@@ -126,11 +134,14 @@ def test_randomness_depends_on_the_step(rng, start):
 
 def test_unused_heads_are_not_run(rng, start):
   objective = Objective(
-    correspondence_weight=0.0, predictive_weight=0.0, confidence="none"
+    correspondence_weight=0.0,
+    predictive_weight=0.0,
+    confidence="none",
+    score="cosine",
   )
   after, metrics = jax.jit(make_step(objective=objective))(start, batch_of(rng))
   assert "correspondence" not in metrics and "predictive" not in metrics
-  for name in ("correspondence_head", "predictive_decoder"):
+  for name in ("correspondence_heads_0", "predictive_decoder"):
     jax.tree.map(
       np.testing.assert_array_equal, after.params[name], start.params[name]
     )

@@ -29,12 +29,14 @@ RETRIEVAL_COLUMNS = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 WORST_SHOWN = 12  # the others are folded away
 CALIBRATION_NAMES = {
   "auc": "AUC of the score, matched against mismatched",
+  "auc_head": "AUC of the head's logit alone",
   "auc_cosine": "AUC of the cosine alone",
   "ece": "ECE of the confidence",
   "mean_confidence": "mean confidence",
   "mean_confidence_matched": "mean confidence of matched pairs",
   "mean_confidence_mismatched": "mean confidence of mismatched pairs",
   "noise_rate_estimate": "noise rate, estimated",
+  "noise_rate_in_training": "noise rate, estimated in training",
   "noise_rate_true": "noise rate, true",
 }
 

@@ -123,15 +123,68 @@ def observe(
   for name, values in scores.items():
     if values.shape[1] > 1:
       known[name] = moments.update_moments(known[name], values[:, 1:], decay)
-  x = {
-    name: moments.standardise(known[name], values)
-    for name, values in scores.items()
-  }
-  x = (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
+  x = standardise(known, scores, score=score)
   histograms = density_ratio.update_histograms(
     state["histograms"], x[:, 0], x[:, 1:], decay
   )
   return state | {"moments": known, "histograms": histograms}, x[:, 0]
+
+
+def standardise(
+  known: dict[str, Any], scores: dict[str, jax.Array], *, score: str
+) -> jax.Array:
+  """x of scores of any shape, by the moments of the negatives; float32."""
+  x = {
+    name: moments.standardise(known[name], values)
+    for name, values in scores.items()
+  }
+  return (
+    (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
+  )
+
+
+def freeze(
+  state: dict[str, Any], *, score: str, noise_rate: float | None
+) -> dict[str, Any]:
+  """What gives new pairs their confidence, as plain numbers for a JSON file.
+
+  Args:
+    state: from `observe`.
+    score: one of SCORES.
+    noise_rate: eta; None for the estimate.
+
+  Returns:
+    `score`; `noise_rate`; `head` and `cosine`, the negatives' [mean,
+    deviation]; `posterior`, P(clean) in the density_ratio.BINS bins of x.
+  """
+  if noise_rate is None:
+    noise_rate = density_ratio.estimate_noise_rate(state["histograms"])
+  frozen = {
+    name: [float(x) for x in moments.mean_and_std(state["moments"][name])]
+    for name in ("head", "cosine")
+  }
+  centres = density_ratio.bin_centres()
+  w = density_ratio.posterior(state["histograms"], noise_rate, centres)
+  return frozen | {
+    "score": score,
+    "noise_rate": float(noise_rate),
+    "posterior": [float(p) for p in w],
+  }
+
+
+def frozen_confidence(
+  frozen: dict[str, Any], scores: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  """x and P(clean), float32, of scores of any shape; see `freeze`."""
+  x = {
+    name: (values - frozen[name][0])
+    / max(frozen[name][1], moments.SMALLEST_STD)
+    for name, values in scores.items()
+  }
+  score = frozen["score"]
+  x = (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
+  p = jnp.asarray(frozen["posterior"], jnp.float32)
+  return x, jnp.interp(x, density_ratio.bin_centres(), p)
 
 
 def confidence(

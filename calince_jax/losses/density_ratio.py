@@ -96,7 +96,13 @@ def posterior(
 ) -> jax.Array:
   """P(clean | x) = 1 - eta r(x), float32 in [0, 1], of scores of any shape."""
   w = jnp.clip(1.0 - noise_rate * ratio(histograms), 0.0, 1.0)
-  return jnp.interp(_place(score) - 0.5, jnp.arange(BINS), w)
+  return jnp.interp(jax.lax.stop_gradient(score), bin_centres(), w)
+
+
+def bin_centres() -> jax.Array:
+  """The scores in the middle of the bins, float32 [BINS]."""
+  low, high = RANGE
+  return low + (high - low) / BINS * (jnp.arange(BINS) + 0.5)
 
 
 def _density(counts):

@@ -1,11 +1,13 @@
 """From logits to confidences, against the closed form and simulated data."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calince_jax.losses import calibration
+from calince_jax.losses import calibration, density_ratio
 
 
 def test_correspondence_loss_equals_plain_loops_in_float64(rng):
@@ -50,35 +52,129 @@ def test_posterior_inverts_the_bayes_optimal_score(K, eta):
   np.testing.assert_allclose(w[1:], clean[1:], atol=1e-5)
 
 
-def test_kinds_of_confidence():
-  g = jnp.array([-2.0, 0.0, 3.0])
-  settings = {"noise_rate": 0.3, "num_negatives": 2}
+def scores_of(rng, n=64, K=4):
+  """Scores of 64 given pairs, the last 16 of them wrong, and K negatives."""
+  clean = np.r_[np.full(n - 16, 4.0), np.zeros(16)]
+  return {
+    name: jnp.float32(
+      scale * (rng.normal(size=(n, 1 + K)) + np.c_[clean, np.zeros((n, K))])
+    )
+    for name, scale in (("head", 2.0), ("cosine", 0.1))
+  }
 
-  def confidence(kind, **more):
-    return calibration.confidence(g, kind=kind, **settings, **more)
 
+def observed(scores, score="both"):
+  return calibration.observe(
+    calibration.init_state(64), scores, score=score, decay=0.9
+  )
+
+
+@pytest.mark.parametrize("score", calibration.SCORES)
+def test_a_score_is_measured_in_deviations_of_the_negatives(rng, score):
+  scores = scores_of(rng)
+  _, x = observed(scores, score)
+
+  def z(values):
+    values = np.asarray(values, np.float64)
+    return (values[:, 0] - values[:, 1:].mean()) / values[:, 1:].std()
+
+  expected = {name: z(values) for name, values in scores.items()}
+  expected["both"] = (expected["head"] + expected["cosine"]) / np.sqrt(2)
+  np.testing.assert_allclose(x, expected[score], rtol=1e-4, atol=1e-4)
+
+
+def test_kinds_of_confidence(rng):
+  scores = scores_of(rng)
+  state, x = observed(scores)
+  matched = jnp.array([1, 0, -1] + [1] * 61, jnp.int8)
+
+  def confidence(kind):
+    return np.asarray(
+      calibration.confidence(
+        kind,
+        state,
+        x=x,
+        scores=scores,
+        matched=matched,
+        noise_rate=0.3,
+        num_negatives=2,
+      )
+    )
+
+  g = scores["head"][:, 0]
   np.testing.assert_array_equal(confidence("none"), 1.0)
+  np.testing.assert_allclose(confidence("score"), jax.nn.sigmoid(g), rtol=1e-6)
   np.testing.assert_allclose(
-    confidence("score"), 1 / (1 + np.exp(-g)), rtol=1e-6
+    confidence("posterior"), np.clip(1 - 0.3 / (2 * np.exp(g)), 0, 1), atol=1e-5
   )
-  posterior = np.clip(1 - 0.3 / (2 * np.exp(g)), 0, 1)
-  np.testing.assert_allclose(confidence("posterior"), posterior, rtol=1e-5)
-  np.testing.assert_allclose(
-    confidence("posterior", floor=0.2, power=2.0),
-    0.2 + 0.8 * posterior**2,
-    rtol=1e-5,
+  np.testing.assert_array_equal(confidence("oracle")[:4], [1, 0, 1, 1])
+  np.testing.assert_array_equal(
+    confidence("density_ratio"),
+    density_ratio.posterior(state["histograms"], 0.3, x),
   )
+  ratio = confidence("density_ratio")
+  assert ratio[:48].mean() > 0.9 and ratio[48:].mean() < 0.4
+  xid = confidence("robust_xid")
+  assert 0.25 <= xid.min() < xid.max() <= 1
+  # Half-way where the cosine is the running mean of given pairs' cosines.
+  nearest = np.abs(scores["cosine"][:, 0] - scores["cosine"][:, 0].mean())
+  assert abs(xid[nearest.argmin()] - 0.625) < 0.05
   with pytest.raises(ValueError, match="posterior"):
     confidence("trust")
 
 
-def test_confidence_takes_no_gradient():
-  def total(g):
+@pytest.mark.parametrize("kind", calibration.KINDS)
+def test_confidence_takes_no_gradient(rng, kind):
+  scores = scores_of(rng)
+
+  def total(scores):
+    state, x = observed(scores)
     return calibration.confidence(
-      g, kind="score", noise_rate=0.0, num_negatives=1
+      kind,
+      state,
+      x=x,
+      scores=scores,
+      matched=jnp.ones(64, jnp.int8),
+      noise_rate=0.2,
+      num_negatives=4,
     ).sum()
 
-  assert not np.any(jax.grad(total)(jnp.array([0.5, -1.0])))
+  grads = jax.grad(total)(scores)
+  assert not any(np.any(grad) for grad in jax.tree.leaves(grads))
+
+
+def test_what_is_frozen_gives_the_same_confidence(rng):
+  scores = scores_of(rng)
+  state, x = observed(scores)
+  frozen = calibration.freeze(state, score="both", noise_rate=None)
+  assert json.loads(json.dumps(frozen)) == frozen
+  again, p = calibration.frozen_confidence(frozen, scores)
+  np.testing.assert_allclose(again[:, 0], x, rtol=1e-4, atol=1e-4)
+  eta = density_ratio.estimate_noise_rate(state["histograms"])
+  expected = density_ratio.posterior(state["histograms"], eta, x)
+  np.testing.assert_allclose(p[:, 0], expected, atol=1e-3)
+  assert frozen["noise_rate"] == eta
+  given = calibration.freeze(state, score="both", noise_rate=0.1)
+  assert given["noise_rate"] == 0.1
+  assert np.mean(given["posterior"]) > np.mean(frozen["posterior"])
+
+
+def test_a_pair_is_remembered_by_its_index():
+  memory = calibration.init_state(5)["memory"]
+  visits = ([1, 3], [0.2, 1.0]), ([3, 0], [0.5, 0.6]), ([3, 4], [0.0, 1.0])
+  for index, confidence in visits:
+    memory, average = calibration.remember(
+      memory, jnp.array(index), jnp.array(confidence), decay=0.75
+    )
+  # Pair 3: a plain mean of its first visits, 1 / (1 - decay) = 4 of them.
+  np.testing.assert_allclose(average, [(1.0 + 0.5 + 0.0) / 3, 1.0], rtol=1e-6)
+  np.testing.assert_allclose(memory["confidence"], [0.6, 0.2, 0, 0.5, 1.0])
+  np.testing.assert_array_equal(memory["visits"], [1, 1, 0, 3, 1])
+  for _ in range(50):
+    memory, average = calibration.remember(
+      memory, jnp.array([3]), jnp.array([1.0]), decay=0.75
+    )
+  np.testing.assert_allclose(average, 1.0, atol=1e-5)
 
 
 def test_warm_up_goes_from_one_to_the_confidence():
@@ -89,52 +185,6 @@ def test_warm_up_goes_from_one_to_the_confidence():
   assert w[:10] == [1.0] * 10
   np.testing.assert_allclose(w[10:14], [0.8, 0.6, 0.4, 0.2], rtol=1e-5)
   np.testing.assert_allclose(w[14:], 0.2, rtol=1e-5)
-
-
-def simulated_logits(rng, eta, n=20_000, K=4, shift=4.0):
-  """An ideal head on two normal distributions of log R."""
-  clean, random = rng.normal(shift, 1, n), rng.normal(-shift, 1, (n, K))
-  wrong = rng.random(n) < eta
-  given = np.where(wrong, rng.normal(-shift, 1, n), clean)
-  return jnp.float32(given), jnp.float32(random), wrong
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.2, 0.4, 0.6])
-def test_the_noise_rate_is_estimated_from_the_logits(rng, eta):
-  given, negatives, _ = simulated_logits(rng, eta)
-  histograms = calibration.init_histograms()
-  for part in range(10):
-    rows = slice(part * 2_000, (part + 1) * 2_000)
-    histograms = calibration.update_histograms(
-      histograms, given[rows], negatives[rows], decay=0.99
-    )
-  estimate = float(calibration.estimate_noise_rate(histograms))
-  assert abs(estimate - eta) < 0.03
-
-
-def test_a_head_that_cannot_tell_gives_the_cap(rng):
-  same = jnp.float32(rng.normal(size=4_000))
-  histograms = calibration.update_histograms(
-    calibration.init_histograms(), same, same[:, None], decay=0.9
-  )
-  cap = calibration.LARGEST_NOISE_RATE
-  np.testing.assert_allclose(
-    calibration.estimate_noise_rate(histograms), cap, rtol=1e-6
-  )
-  empty = calibration.estimate_noise_rate(calibration.init_histograms())
-  np.testing.assert_allclose(empty, cap, rtol=1e-6)
-
-
-def test_old_batches_are_forgotten():
-  low, high = jnp.full(8, -5.0), jnp.full(8, 5.0)
-  histograms = calibration.init_histograms()
-  for logits in (low, *[high] * 20):
-    histograms = calibration.update_histograms(
-      histograms, logits, logits[:, None], decay=0.5
-    )
-  weights = histograms["given"]
-  assert weights[: calibration.HISTOGRAM_BINS // 2].sum() < 1e-3
-  np.testing.assert_allclose(weights.sum(), 16, rtol=1e-3)
 
 
 def test_effective_sample_size():

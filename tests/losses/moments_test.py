@@ -42,9 +42,7 @@ def test_the_first_batch_gives_its_own_moments_and_none_gives_zero(rng):
   empty = moments.init_moments()
   assert moments.mean_and_std(empty) == (0, 0)
   values = jnp.float32(rng.normal(size=16))
-  mean, std = moments.mean_and_std(
-    moments.update_moments(empty, values, 0.999)
-  )
+  mean, std = moments.mean_and_std(moments.update_moments(empty, values, 0.999))
   np.testing.assert_allclose([mean, std], [values.mean(), values.std()], 1e-5)
 
 

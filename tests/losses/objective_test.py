@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from calince_jax.losses import calibration
-from calince_jax.losses.objective import Objective, co_training_loss
+from calince_jax.losses import calibration, noise_robust
+from calince_jax.losses.calibrated_nce import pair_losses, similarity
+from calince_jax.losses.objective import (
+  CONTRASTIVE,
+  Objective,
+  co_training_loss,
+)
 from calince_jax.losses.predictive import predictive_loss
 
 STEP = jnp.int32(1_000)
@@ -24,7 +29,12 @@ def outputs(rng):
     "video": unit(8, 16),
     "text": unit(8, 16),
     "logit_scale": jnp.float32(10.0),
+    "cosine": jnp.float32(0.1 * rng.normal(size=(8, 3))),
     "correspondence": jnp.float32(rng.normal(size=(8, 3))),
+    "held_out": jnp.float32(rng.normal(size=(8, 3))),
+    "logit_bias": jnp.float32(-3.0),
+    "momentum_video": unit(8, 16),
+    "momentum_text": unit(8, 16),
     "prediction": {
       "logits": jnp.float32(rng.normal(size=(8, 5, 11))),
       "targets": jnp.int32(rng.integers(11, size=(8, 5))),
@@ -33,11 +43,18 @@ def outputs(rng):
   }
 
 
-def loss_of(outputs, step=STEP, **choices):
+BATCH = {
+  "pair_index": jnp.arange(8, dtype=jnp.int32),
+  "matched": jnp.array([1, 0, 1, 1, 0, 1, 1, -1], jnp.int8),
+}
+
+
+def loss_of(outputs, step=STEP, batch=BATCH, **choices):
   return co_training_loss(
-    Objective(num_negatives=2, **choices),
+    Objective(**{"num_negatives": 2, "confidence": "posterior"} | choices),
     outputs,
-    calibration.init_histograms(),
+    batch,
+    calibration.init_state(8),
     step,
   )
 
@@ -63,6 +80,7 @@ def test_methods_differ_in_the_objective_alone(outputs):
   infonce, plain = loss_of(
     outputs,
     confidence="none",
+    score="cosine",
     correspondence_weight=0.0,
     predictive_weight=0.0,
   )
@@ -76,35 +94,134 @@ def test_methods_differ_in_the_objective_alone(outputs):
   assert len({round(value, 4) for value in values}) == 4
 
 
-def test_calibrated_term_uses_the_posterior_of_the_positive_logit(outputs):
+def test_calibrated_term_uses_the_posterior_of_the_held_out_logit(outputs):
   _, aux = loss_of(outputs, noise_rate=0.4)
-  w = np.maximum(0, 1 - 0.4 / (2 * np.exp(outputs["correspondence"][:, 0])))
-  np.testing.assert_allclose(aux["confidence"], w, atol=1e-6)
-  expected = (w * aux["pair_loss"]).sum() / w.sum()
+  w = np.maximum(0, 1 - 0.4 / (2 * np.exp(outputs["held_out"][:, 0])))
+  np.testing.assert_allclose(aux["pairs"]["weight"], w, atol=1e-6)
+  np.testing.assert_allclose(aux["pairs"]["confidence"], w, atol=1e-6)
+  l = pair_losses(similarity(outputs["video"], outputs["text"], 10.0))
+  expected = (w * l).sum() / w.sum()
   np.testing.assert_allclose(aux["metrics"]["contrastive"], expected, rtol=1e-5)
+
+
+def test_floor_and_power_shape_the_weight_and_not_the_confidence(outputs):
+  _, plain = loss_of(outputs, noise_rate=0.4)
+  _, shaped = loss_of(outputs, noise_rate=0.4, floor=0.2, power=2.0)
+  w = np.asarray(plain["pairs"]["weight"])
+  np.testing.assert_allclose(
+    shaped["pairs"]["weight"], 0.2 + 0.8 * w**2, rtol=1e-5
+  )
+  np.testing.assert_array_equal(shaped["pairs"]["confidence"], w)
+
+
+def test_the_oracle_trusts_what_is_not_known_to_be_wrong(outputs):
+  _, aux = loss_of(outputs, confidence="oracle")
+  np.testing.assert_array_equal(
+    aux["pairs"]["weight"], [1, 0, 1, 1, 0, 1, 1, 1]
+  )
+  # Its confidence is what the scores say, for it is judged like the others.
+  assert np.ptp(aux["pairs"]["confidence"]) < 1
+
+
+def test_only_the_oracle_sees_the_truth(outputs):
+  for confidence in set(calibration.KINDS) - {"oracle"}:
+    losses = {
+      float(
+        loss_of(
+          outputs,
+          confidence=confidence,
+          batch=BATCH | {"matched": jnp.full(8, matched, jnp.int8)},
+        )[0]
+      )
+      for matched in (0, 1, -1)
+    }
+    assert len(losses) == 1, confidence
+
+
+def test_memory_averages_over_visits(outputs):
+  objective = Objective(num_negatives=2, confidence="score", memory=0.9)
+  state = calibration.init_state(8)
+  seen = []
+  for sign in (1.0, -1.0):
+    changed = outputs | {"held_out": sign * outputs["held_out"]}
+    _, aux = co_training_loss(objective, changed, BATCH, state, STEP)
+    state = aux["calibration"]
+    seen.append(np.asarray(aux["pairs"]["confidence"]))
+  first = jax.nn.sigmoid(outputs["held_out"][:, 0])
+  np.testing.assert_allclose(seen[0], first, rtol=1e-5)
+  np.testing.assert_allclose(seen[1], 0.5, rtol=1e-5)  # s(g) + s(-g) = 1
+
+
+@pytest.mark.parametrize("kind", CONTRASTIVE)
+def test_each_contrastive_loss_is_another(outputs, kind):
+  alone = {
+    "correspondence_weight": 0.0,
+    "predictive_weight": 0.0,
+    "confidence": "none",
+    "score": "cosine",
+  }
+  loss, _ = loss_of(outputs, contrastive=kind, **alone)
+  plain, _ = loss_of(outputs, **alone)
+  assert np.isfinite(loss)
+  assert (loss == plain) == (kind == "infonce")
+  S = similarity(outputs["video"], outputs["text"], 10.0)
+  same = jnp.eye(8, dtype=bool)
+  other = similarity(outputs["momentum_video"], outputs["momentum_text"], 10.0)
+  expected = {
+    "infonce": lambda: pair_losses(S),
+    "rince": lambda: noise_robust.rince(S, q=0.1, lam=0.025),
+    "gce": lambda: noise_robust.gce(S, q=0.7),
+    "mixture": lambda: noise_robust.mixture(S, pi=0.8),
+    "albef": lambda: noise_robust.albef(S, other, alpha=0.4),
+    "norton": lambda: noise_robust.norton(S, beta=0.3, iterations=50),
+    "siglip": lambda: noise_robust.siglip(S - 3.0),
+    "mil_nce": lambda: noise_robust.mil_nce(S, same, variant="paper"),
+    "mil_nce_released": lambda: noise_robust.mil_nce(
+      S, same, variant="released"
+    ),
+  }[kind]()
+  np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+
+
+def test_mil_nce_takes_a_pair_that_stands_twice_as_positive(outputs):
+  twice = BATCH | {"pair_index": jnp.array([0, 0, 2, 3, 4, 5, 6, 7])}
+  once, _ = loss_of(outputs, contrastive="mil_nce")
+  again, _ = loss_of(outputs, contrastive="mil_nce", batch=twice)
+  assert once != again
+
+
+def test_albefs_alpha_is_blended_in(outputs):
+  choices = {"confidence": "none", "warmup_steps": 10, "ramp_steps": 10}
+  early, _ = loss_of(outputs, jnp.int32(5), contrastive="albef", **choices)
+  plain, _ = loss_of(outputs, jnp.int32(5), **choices)
+  np.testing.assert_allclose(early, plain, rtol=1e-6)
 
 
 def test_before_the_warm_up_ends_all_pairs_count_alike(outputs):
   choices = {"noise_rate": 0.4, "warmup_steps": 10, "ramp_steps": 10}
   _, early = loss_of(outputs, jnp.int32(5), **choices)
   _, late = loss_of(outputs, jnp.int32(50), **choices)
-  np.testing.assert_array_equal(early["confidence"], 1.0)
-  assert np.ptp(late["confidence"]) > 0.1
+  np.testing.assert_array_equal(early["pairs"]["weight"], 1.0)
+  assert np.ptp(early["pairs"]["confidence"]) > 0.1
+  assert np.ptp(late["pairs"]["weight"]) > 0.1
 
 
-def test_the_contrastive_term_does_not_teach_the_head(outputs):
+@pytest.mark.parametrize("confidence", ["posterior", "density_ratio", "score"])
+def test_the_contrastive_term_does_not_teach_the_head(outputs, confidence):
   def contrastive(logits):
-    changed = outputs | {"correspondence": logits}
-    return loss_of(changed, noise_rate=0.4)[1]["metrics"]["contrastive"]
+    changed = outputs | {"correspondence": logits, "held_out": logits}
+    return loss_of(changed, noise_rate=0.4, confidence=confidence)[1][
+      "metrics"
+    ]["contrastive"]
 
   grad = jax.grad(contrastive)(outputs["correspondence"])
   assert not np.any(grad)
 
 
 def test_weigh_predictive_weighs_the_predictive_term(outputs):
-  _, plain = loss_of(outputs, noise_rate=0.4)
+  _, plain = loss_of(outputs, noise_rate=0.4, weigh_predictive=False)
   _, weighed = loss_of(outputs, noise_rate=0.4, weigh_predictive=True)
-  nats, w = predictive_loss(outputs["prediction"]), weighed["confidence"]
+  nats, w = predictive_loss(outputs["prediction"]), weighed["pairs"]["weight"]
   np.testing.assert_allclose(plain["metrics"]["predictive"], nats.mean())
   np.testing.assert_allclose(
     weighed["metrics"]["predictive"], (nats * w).sum() / w.sum(), rtol=1e-5
@@ -168,8 +285,10 @@ def test_latent_loss_equals_plain_loops_and_teaches_the_prediction_only(
 
 def test_one_pair_is_finite(outputs):
   one = jax.tree.map(lambda x: x[:1] if x.ndim else x, outputs)
-  one["correspondence"] = one["correspondence"][:, :1]  # no negatives
-  loss, aux = loss_of(one)
+  for name in ("cosine", "correspondence", "held_out"):
+    one[name] = one[name][:, :1]  # no negatives
+  batch = jax.tree.map(lambda x: x[:1], BATCH)
+  loss, aux = loss_of(one, batch=batch, confidence="density_ratio")
   assert np.isfinite(loss)
   np.testing.assert_allclose(aux["metrics"]["infonce"], 0, atol=1e-5)
 
@@ -180,6 +299,9 @@ def test_one_pair_is_finite(outputs):
     ({"confidence": "trust"}, "posterior"),
     ({"correspondence_weight": -1.0}, "negative"),
     ({"correspondence_weight": 0.0}, "needs the correspondence head"),
+    ({"contrastive": "triplet"}, "rince"),
+    ({"score": "logit"}, "cosine"),
+    ({"memory": 1.5}, "memory"),
     ({"noise_rate": 1.0}, "noise_rate"),
     ({"floor": 2.0}, "floor"),
     ({"num_negatives": 0}, "num_negatives"),

@@ -1,10 +1,12 @@
 """The model's parts: shapes, masks, time, choices, remat and scan."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import TINY_MODEL
 
@@ -22,6 +24,7 @@ def batch(rng):
     "text_mask": jnp.asarray(
       np.arange(8) < np.array([[8], [3], [5], [8], [4]])
     ),
+    "pair_index": jnp.array([4, 7, 0, 3, 12], jnp.int32),
   }
 
 
@@ -129,6 +132,45 @@ def test_negatives_are_other_texts(batch):
     distance = np.abs(used[:, None] - others[None]).min(axis=1)
     assert (distance < 1e-5).all()
     assert len(np.unique(used.round(5))) == K  # K different ones
+
+
+def test_each_head_learns_from_half_of_the_pairs(batch):
+  model = TINY_MODEL.build()
+  params, _ = run(TINY_MODEL, batch)
+
+  @functools.partial(jax.jit, static_argnames="name")
+  def taught(params, *, name, chosen):
+    """Which of the two heads the given pairs' logits teach."""
+
+    def total(params):
+      streams = dict.fromkeys(("negatives", "masking"), jax.random.key(0))
+      out = model.apply(params, batch, num_negatives=K, rngs=streams)
+      return (out[name][:, 0] * chosen).sum()
+
+    grads = jax.grad(total)(params)["params"]
+    return [
+      optax.global_norm(grads[f"correspondence_heads_{h}"]) for h in (0, 1)
+    ]
+
+  even = jnp.float32(batch["pair_index"] % 2 == 0)
+  for chosen, learns in ((even, 1), (1 - even, 0)):
+    for name, head in (("correspondence", learns), ("held_out", 1 - learns)):
+      norms = taught(params, name=name, chosen=chosen)
+      assert norms[head] > 0 and norms[1 - head] == 0, (name, head)
+
+
+def test_one_head_learns_from_all_pairs_and_scores_them(batch):
+  config = dataclasses.replace(TINY_MODEL, cross_fit=False)
+  params, out = run(config, batch)
+  assert "correspondence_heads_1" not in params["params"]
+  np.testing.assert_array_equal(out["correspondence"], out["held_out"])
+
+
+def test_the_cosines_are_of_the_pairs_that_the_head_sees(batch):
+  _, out = run(dataclasses.replace(TINY_MODEL, head="cosine"), batch)
+  np.testing.assert_allclose(
+    out["cosine"], out["correspondence"] / 10.0, atol=1e-5
+  )
 
 
 def test_more_negatives_than_there_are(batch):
