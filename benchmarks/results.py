@@ -48,6 +48,10 @@ def main() -> None:
   sections = {
     "quickstart": (F.quickstart, quickstart),
     "real": (F.real, lambda folder: table(folder / "run")),
+    "real_mismatch": (
+      str(Path(F.real) / "run_mismatch"),
+      mismatch,
+    ),
     "hard": (F.hard, ledger),
     "noise_study": (F.noise_study, noise_study_text.section),
   }
@@ -117,6 +121,34 @@ def table(workdir: Path) -> str:
     f" {p['dtype']}; {p['params']} of step {p['checkpoint_step']}, seed"
     f" {p['seed']}; {p['tie_rule']}. Calibration: {q['pairs']} pairs of split"
     f" {q['split']}.",
+  ]
+  return "\n".join(lines)
+
+
+def mismatch(workdir: Path) -> str:
+  """What `evaluate --task=calibration` found, and the AUC along training."""
+  result = json.loads((workdir / "eval" / "calibration.json").read_text())
+  known, protocol = result["metrics"], result["protocol"]
+  lines = ["| | result | |", "|---|---|---|"]
+  for name, beside in (
+    ("auc", "chance 0.50"),
+    ("auc_head", ""),
+    ("auc_cosine", ""),
+    ("ece", ""),
+    ("noise_rate_estimate", f"true {known['noise_rate_true']:.2f}"),
+    ("noise_rate_in_training", ""),
+    ("mean_confidence_matched", ""),
+    ("mean_confidence_mismatched", ""),
+  ):
+    lines.append(f"| {name} | {known[name]:.2f} | {beside} |")
+  rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  along = [f"{row['pairs/auc']:.2f}" for row in rows if "pairs/auc" in row]
+  lines += [
+    "",
+    f"{protocol['pairs']} pairs of split {protocol['split']}, captions"
+    f" exchanged: {protocol['captions exchanged']}; {protocol['params']} of"
+    f" step {protocol['checkpoint_step']}. AUC of the visits in training,"
+    f" evenly spaced: {', '.join(along)}.",
   ]
   return "\n".join(lines)
 

@@ -392,3 +392,40 @@ def test_workers_start_without_the_heavy_libraries():
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True)
   assert done.stdout.decode().strip() == "set()", done.stderr.decode()
+
+
+def test_plain_scenes_are_simple_and_told_in_bare_words():
+  backgrounds, labels = [], set()
+  for index in range(16):
+    scene = synthetic_scene.sample_scene(
+      0, "train", index, max_objects=2, style="plain"
+    )
+    assert len(scene.things) == 2
+    labels.add(scene.label)
+    told = synthetic_caption.caption(scene).split(" and ")
+    assert sorted(told) == sorted(
+      f"{thing.colour} {thing.shape} {thing.motions[0]}"
+      for thing in scene.things
+    )
+    assert scene.label == scene.things[0].motions[0]
+    assert {thing.texture for thing in scene.things} == {"plain"}
+    frames = synthetic_video.render(scene, size=32, camera_noise=False)
+    corner = frames[0, 0, 0]
+    assert (corner == corner[0]).all()  # grey
+    backgrounds.append(int(corner[0]))
+  assert len(labels) == 8 and len(set(backgrounds)) > 4
+
+
+def test_a_plain_thing_moves_through_the_whole_clip():
+  scenes = (
+    synthetic_scene.sample_scene(0, "train", i, max_objects=1, style="plain")
+    for i in range(16)
+  )
+  for scene in scenes:
+    thing = scene.things[0]
+    centre, radius, _, visible = synthetic_scene.track(thing, 16)
+    still = thing.motions[0] in ("stay", "blink")
+    moved = np.abs(np.diff(centre, axis=0)).sum(axis=1) > 1e-6
+    grown = np.abs(np.diff(radius)) > 1e-6
+    assert (moved | grown).all() != still
+    assert (visible == 1).all() == (thing.motions[0] != "blink")
