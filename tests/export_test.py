@@ -166,12 +166,16 @@ def test_wrong_texts_are_refused(model, rng):
     model.score(clips(rng), TEXTS[:2])
 
 
-def test_infonce_has_embeddings_and_no_score(infonce_run, tmp_path, rng):
+def test_infonce_has_a_confidence_by_its_cosine_and_no_score(
+  infonce_run, tmp_path, rng
+):
   model = calince_jax.load(run_export(infonce_run, tmp_path / "model"))
   assert model.encode_video(clips(rng)).shape == (3, 16)
-  for method in (model.score, model.confidence):
-    with pytest.raises(UserError, match="without a correspondence head"):
-      method(clips(rng), TEXTS)
+  assert model.calibration["score"] == "cosine"
+  confidence = model.confidence(clips(rng), TEXTS)
+  assert ((confidence >= 0) & (confidence <= 1)).all()
+  with pytest.raises(UserError, match="without a correspondence head"):
+    model.score(clips(rng), TEXTS)
 
 
 # -------------------------------------------------------- what load refuses

@@ -116,9 +116,17 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
     checkpoint.restore_parts(str(folder), 4, ["params", "calibration"])[1]
     for folder in (workdir, one_process)
   )
+  ours_known, theirs_known = ours["calibration"], theirs["calibration"]
   jax.tree.map(
-    np.testing.assert_array_equal, ours["calibration"], theirs["calibration"]
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    ours_known["moments"],
+    theirs_known["moments"],
   )
+  for name, counts in theirs_known["histograms"].items():
+    assert counts.sum() > 16
+    # Rounding may put a score or two into the neighbouring bin.
+    moved = np.cumsum(ours_known["histograms"][name]) - np.cumsum(counts)
+    assert np.abs(moved).max() < 2.1
   flat = inference.flatten(ours["params"])
   for name, value in inference.flatten(theirs["params"]).items():
     # A softmax does not feel the bias of its keys: the gradient is rounding.

@@ -91,8 +91,10 @@ def test_every_metric_is_logged_and_in_range(trained_run):
     assert sum(row["confidence_histogram"]) == 16
     assert 0 < row["effective_sample_size"] <= 16.001
     assert 0 <= row["balanced_accuracy"] <= 1
-    terms = ("correspondence", "contrastive", "predictive")
-    assert row["loss"] == pytest.approx(sum(row[name] for name in terms))
+    lambdas = {"correspondence": 0.1, "contrastive": 1.0, "predictive": 0.1}
+    assert row["loss"] == pytest.approx(
+      sum(weight * row[name] for name, weight in lambdas.items())
+    )
     assert not row["skipped"]
   rates = [row["learning_rate"] for row in logged]
   assert rates == sorted(rates, reverse=True) and rates[-1] > 0
