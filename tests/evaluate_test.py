@@ -148,7 +148,7 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
   for shown in results["retrieval"]["gallery"]:
     # Several clips share a caption: the rank tells whose it is.
     same = [q for q, text in enumerate(texts) if text == shown["query"]]
-    (q,) = [q for q in same if ranks["t2v"][q] == round(shown["rank"])]
+    (q,) = [q for q in same if 1 + found["t2v"][q][0] == round(shown["rank"])]
     scores = [hit["score"] for hit in shown["hits"]]
     np.testing.assert_allclose(
       scores, np.sort(video @ text[q])[::-1][:5], atol=1e-6
