@@ -40,7 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.min_crop_area = 0.5  # of the picture, in training
   config.data.flip = False  # captions say left and right
   config.data.text_length = 32  # tokens, begin and end included
-  config.data.cache = False  # keep the training split's records in memory
+  # Keep the training split in memory: its decoded frames where min_crop_area
+  # is 1, else its records.
+  config.data.cache = False
   # For studies: this share of the training clips gets another one's caption.
   config.data.mismatch = 0.0
   config.data.mismatch_seed = 0
@@ -80,7 +82,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"
-  config.objective.num_negatives = 4  # K, uniform in-batch negatives a video
+  # K, uniform in-batch negatives a video; even, for the two heads of
+  # model.cross_fit share them out.
+  config.objective.num_negatives = 4
   # How far a pair is trusted: density_ratio, posterior, score, none (all alike)
   # and, to compare with, robust_xid and oracle (the truth, if it is known).
   config.objective.confidence = "density_ratio"
