@@ -14,7 +14,9 @@ from calince_jax import optimizer as optimizer_lib
 from calince_jax import sharding, train_step
 from calince_jax.data.sampling import Sampling
 from calince_jax.errors import UserError
+from calince_jax.losses import contrastive
 from calince_jax.losses.objective import Objective
+from calince_jax.losses.tiled_nce import Tiling
 from calince_jax.models.cali_nce import CaliNCE, ModelConfig
 
 
@@ -43,6 +45,57 @@ def objective(config: Mapping[str, Any]) -> Objective:
     share = fields.pop(f"{name}_share")
     fields[f"{name}_steps"] = round(share * config["total_steps"])
   return _checked("config.objective", lambda: Objective(**fields))
+
+
+SIMILARITIES = ("auto", "dense", "tiled")
+LARGEST_DENSE = 2**26  # bytes of the similarities on each device, for `auto`
+
+
+def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
+  """How the loss walks the similarities, from `config.similarities`.
+
+  Returns:
+    None for the dense N x N.
+
+  Raises:
+    UserError: a value that does not fit.
+  """
+  choices, N = config["similarities"], config["batch_size"]
+  form = choices["form"]
+  if form not in SIMILARITIES:
+    raise UserError(
+      f"config.similarities.form={form!r} is unknown; choose one of"
+      f" {list(SIMILARITIES)}"
+    )
+  if form == "auto":
+    small = 4 * N * N // mesh.size <= LARGEST_DENSE
+    tileable = config["objective"]["contrastive"] in contrastive.OF_SUMS
+    form = "dense" if small or not tileable else "tiled"
+  if form == "dense":
+    return None
+  return _checked(
+    "config.similarities",
+    lambda: Tiling(
+      mesh=mesh,
+      # All devices work on it, those of one model too, where they can.
+      axis="data" if N % mesh.size else mesh.axis_names,
+      tile=choices["tile"],
+      products=choices["products"],
+      keep=choices["keep"],
+    ),
+  )
+
+
+def micro_batches(config: Mapping[str, Any], mesh: Mesh) -> int:
+  """In how many parts a batch is encoded; UserError where it does not fit."""
+  parts, pairs = config["micro_batches"], config["batch_size"]
+  each = pairs // mesh.shape["data"]
+  if parts < 1 or each % parts:
+    raise UserError(
+      f"config.micro_batches={parts} must divide the {each} pairs that each"
+      f" device has of config.batch_size={pairs}"
+    )
+  return parts
 
 
 def sampling(config: Mapping[str, Any]) -> Sampling:
@@ -74,6 +127,7 @@ class Training:
   """What a run is made of; arrays come from `start` and `step`."""
 
   model: CaliNCE
+  objective: Objective
   schedule: optax.Schedule  # the learning rate
   abstract: Any  # the shapes of the state
   layout: Any  # the shardings of the state
@@ -101,14 +155,21 @@ def training(
   init = functools.partial(train_step.init_state, model, tx, num_pairs)
   abstract = jax.eval_shape(init, config["seed"])
   layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
+  mix = _checked(
+    "config.similarities",
+    lambda: dataclasses.replace(objective(config), tiling=tiling(config, mesh)),
+  )
   step = train_step.make_train_step(
     model,
     tx,
-    objective(config),
+    mix,
     ema_decay=config["optimizer"]["ema_decay"],
+    micro_batches=micro_batches(config, mesh),
+    mesh=mesh,
   )
   return Training(
     model=model,
+    objective=mix,
     schedule=schedule,
     abstract=abstract,
     layout=layout,

@@ -85,7 +85,7 @@ def train(options: Options) -> None:
   ) as manager:
     state, first_step = start_or_resume(manager, training, config["seed"])
     if jax.process_index() == 0:
-      say_what_runs(config, data, mesh, state)
+      say_what_runs(config, data, mesh, training, state)
     batches = train_batches(config, data, mesh, first_step)
     retrieval = open_watch(config, data, mesh, training)
     with open_monitor(config, workdir, first_step) as monitor:
@@ -252,7 +252,11 @@ def open_monitor(
 
 
 def say_what_runs(
-  config: dict[str, Any], data: dict[str, Any], mesh: Any, state: Any
+  config: dict[str, Any],
+  data: dict[str, Any],
+  mesh: Any,
+  training: build.Training,
+  state: Any,
 ) -> None:
   """A few lines on what is about to be trained."""
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -262,11 +266,24 @@ def say_what_runs(
     f"{parameters / 1e6:.2f} M parameters on {mesh.size}"
     f" {jax.devices()[0].platform} device(s),"
     f" {jax.process_count()} process(es)\n"
+    f"{how_a_step_goes(config, training)}\n"
     f"{sum(clips)} clips of {len(clips)} data set(s),"
     f" {config['total_steps'] * config['batch_size'] / sum(clips):.1f} epochs\n"
     f"{'resumed at' if step else 'starting at'} step {step}"
     f" of {config['total_steps']}",
     flush=True,
+  )
+
+
+def how_a_step_goes(config: dict[str, Any], training: build.Training) -> str:
+  """In which form the similarities are, and the batch is encoded."""
+  B, parts = config["batch_size"], config["micro_batches"]
+  tiling = training.objective.tiling
+  form = "dense"
+  if tiling is not None:
+    form = f"in tiles of {tiling.tile} pairs, {tiling.products} products"
+  return f"{B} x {B} similarities {form}" + (
+    f"; the batch is encoded in {parts} parts" if parts > 1 else ""
   )
 
 

@@ -1,5 +1,6 @@
 """The training state and one step of it. No TensorFlow, no configuration."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from jax.sharding import Mesh
 from calince_jax import sharding
 from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective, co_training_loss
+from calince_jax.losses.predictive import summarise
+from calince_jax.micro_batches import in_micro_batches
 from calince_jax.models.cali_nce import CaliNCE
 
 
@@ -85,6 +88,8 @@ def make_train_step(
   objective: Objective,
   *,
   ema_decay: float,
+  micro_batches: int = 1,
+  mesh: Mesh | None = None,
 ) -> Callable:
   """The function (state, batch) -> (state, metrics), to be jitted.
 
@@ -96,6 +101,9 @@ def make_train_step(
     optimizer: from optimizer.py.
     objective: the mix of losses.
     ema_decay: in [0, 1); the average starts faster, as (1 + n) / (10 + n).
+    micro_batches: in how many parts the batch goes through the encoders, see
+      micro_batches.py; the losses are of the whole batch all the same.
+    mesh: over which the batch is spread; None: one device.
 
   Returns:
     The function. `metrics` holds scalars, a histogram, and `pairs`: for each
@@ -103,29 +111,58 @@ def make_train_step(
     `weight`, see losses/objective.py.
   """
 
-  def loss_of(params, state, batch, rngs):
-    outputs = model.apply(
+  def encode(params, ema_params, batch, key):
+    encoded = model.apply(
       {"params": params},
       batch,
-      num_negatives=objective.num_negatives,
-      with_correspondence=bool(objective.correspondence_weight),
       with_prediction=bool(objective.predictive_weight),
       deterministic=not model.config.dropout,
-      rngs=rngs,
+      rngs={"dropout": key},
+      method="encode",
     )
+    if objective.predictive_weight:
+      encoded["prediction"] = summarise(encoded["prediction"])
     if objective.needs_momentum:
-      outputs |= momentum_embeddings(model, state.ema_params, batch)
+      encoded |= momentum_embeddings(model, ema_params, batch)
+    return encoded
+
+  def loss_of(params, state, batch, keys):
+    if objective.predictive_weight:
+      masked = model.apply(
+        {"params": params},
+        batch,
+        rngs={"masking": keys["masking"]},
+        method="choose_masked",
+      )
+      batch = batch | {"masked": masked}
+    encoded = in_micro_batches(
+      functools.partial(encode, params, state.ema_params),
+      batch,
+      keys["dropout"],
+      parts=micro_batches,
+      mesh=mesh,
+    )
+    related = model.apply(
+      {"params": params},
+      encoded.pop("video"),
+      encoded.pop("text"),
+      batch["pair_index"],
+      num_negatives=objective.num_negatives,
+      with_correspondence=bool(objective.correspondence_weight),
+      rngs={"negatives": keys["negatives"]},
+      method="relate",
+    )
     return co_training_loss(
-      objective, outputs, batch, state.calibration, state.step
+      objective, related | encoded, batch, state.calibration, state.step
     )
 
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
     key = jax.random.wrap_key_data(state.random_key)
     key = jax.random.fold_in(key, state.step)
     streams = ("negatives", "masking", "dropout")
-    rngs = dict(zip(streams, jax.random.split(key, 3), strict=True))
+    keys = dict(zip(streams, jax.random.split(key, 3), strict=True))
     (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(
-      state.params, state, batch, rngs
+      state.params, state, batch, keys
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     n = state.step.astype(jnp.float32)

@@ -17,6 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the parameters, the order of the data, dropout, masks
   config.batch_size = 256  # global: the negatives of a pair are batch_size - 1
+  # Encode the batch in so many parts, one after the other, and keep their
+  # embeddings alone: less memory, one more pass through the encoders, and the
+  # negatives stay those of the whole batch.
+  config.micro_batches = 1
   config.total_steps = 100_000
   config.log_every = 50  # steps
   config.checkpoint_every = 1_000  # steps
@@ -82,6 +86,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"
+  # A pair that stands in the batch twice is no negative of itself.
+  config.objective.mask_repeats = False
   # K, uniform in-batch negatives a video; even, for the two heads of
   # model.cross_fit share them out.
   config.objective.num_negatives = 4
@@ -102,6 +108,17 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.weigh_predictive = True  # weights there, too
   # 0.95: the scores' statistics are of about the last 20 batches.
   config.objective.histogram_decay = 0.95
+
+  # The N x N similarities of the contrastive loss: dense; tiled, in memory that
+  # grows with N / devices alone (infonce, rince, gce, mixture, siglip); auto,
+  # tiled where they would take more than 64 MiB a device.
+  config.similarities = ml_collections.ConfigDict()
+  config.similarities.form = "auto"
+  config.similarities.tile = 1024  # pairs; larger ones suit large accelerators
+  # bfloat16: faster products of the tiles, with float32 sums.
+  config.similarities.products = "float32"
+  # Bytes a device: similarities that fit are not computed again backward.
+  config.similarities.keep = 2**23
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.learning_rate = 1e-3  # the peak; cosine decay to 0

@@ -108,6 +108,11 @@ def test_a_misspelt_key_is_an_error():
     ("data.weights", "1,2", "2 weights for 1"),
     ("data.datasets", "", "config.data.datasets"),
     ("batch_size", 0, "at least 1"),
+    ("micro_batches", 3, "micro_batches=3 must divide the 32 pairs"),
+    ("micro_batches", 0, "micro_batches=0 must divide"),
+    ("similarities.form", "sparse", "tiled"),
+    ("similarities.products", "float8", "bfloat16"),
+    ("similarities.tile", 0, "tile=0"),
   ],
 )
 def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
@@ -123,3 +128,40 @@ def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
     build.model_config(config, 100)
     build.objective(config)
     build.optimizer(config)
+    mesh = sharding.make_mesh()
+    build.micro_batches(config, mesh)
+    build.tiling(config | {"batch_size": 2**14}, mesh)
+
+
+@pytest.mark.parametrize(
+  "batch_size, contrastive, form, tiled",
+  [
+    (8192, "infonce", "auto", False),  # 32 MiB on each of 8 devices
+    (16384, "infonce", "auto", True),
+    (16384, "norton", "auto", False),
+    (16384, "infonce", "dense", False),
+    (16, "infonce", "tiled", True),
+  ],
+)
+def test_the_similarities_are_tiled_where_they_are_large(
+  batch_size, contrastive, form, tiled
+):
+  config = load(CONFIGS[0].with_name("base.py"))
+  config.batch_size = batch_size
+  config.objective.contrastive = contrastive
+  config.similarities.form = form
+  mesh = sharding.make_mesh(2)
+  tiling = build.tiling(config.to_dict(), mesh)
+  assert (tiling is not None) == tiled
+  if tiled:
+    assert tiling.ways == 8
+
+
+def test_a_loss_that_needs_all_similarities_is_not_tiled():
+  config = load(CONFIGS[0].with_name("base.py"))
+  config.objective.contrastive = "norton"
+  config.similarities.form = "tiled"
+  with pytest.raises(UserError, match="'norton' has no tiling"):
+    build.training(
+      config.to_dict(), sharding.make_mesh(), vocab_size=100, num_pairs=8
+    )

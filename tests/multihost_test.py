@@ -28,6 +28,12 @@ def free_port():
     return listener.getsockname()[1]
 
 
+# The loss in tiles that go round all devices, the batch in two parts: it is the
+# number that one process gets from the dense loss of the whole batch.
+IN_TILES = {"similarities.form": "tiled", "similarities.tile": 1}
+IN_TILES |= {"micro_batches": 2}
+
+
 @pytest.fixture(scope="module")
 def two_processes(tiny_dataset, tmp_path_factory):
   """The folder of the run, and what each process printed."""
@@ -36,7 +42,7 @@ def two_processes(tiny_dataset, tmp_path_factory):
   processes = [
     start(
       "train",
-      *tiny_flags(tiny_dataset, CHANGES),
+      *tiny_flags(tiny_dataset, CHANGES | IN_TILES),
       f"--workdir={workdir}",
       f"--coordinator_address={address}",
       "--num_processes=2",
@@ -73,6 +79,8 @@ def rows(workdir):
 def test_the_first_process_alone_reports(two_processes):
   workdir, (first, second) = two_processes
   assert "on 8 cpu device(s), 2 process(es)" in first
+  assert "similarities in tiles of 1 pairs, float32 products" in first
+  assert "encoded in 2 parts" in first
   assert "step 4/4" in first and "finished" in first
   assert "step" not in second and "finished" not in second
   assert [row["step"] for row in rows(workdir)] == [2, 4]
@@ -110,7 +118,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
   two_processes, one_process, tiny_dataset, capsys
 ):
   workdir, _ = two_processes
-  train_tiny(workdir, tiny_config(tiny_dataset, changes=CHANGES))
+  train_tiny(workdir, tiny_config(tiny_dataset, changes=CHANGES | IN_TILES))
   assert "resumed at step 4" in capsys.readouterr().out
   ours, theirs = (
     checkpoint.restore_parts(str(folder), 4, ["params", "calibration"])[1]

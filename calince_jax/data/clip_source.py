@@ -4,7 +4,8 @@ A source is a function (data set, record) -> (the record, its F frames); the
 frames are JPEG files, an object array [F], or pictures, uint8 [F, S, S, 3].
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 from calince_jax.data.clip_dataset import ClipReader
 from calince_jax.data.sampling import Sampling, sample_crop
 
+CALLS = len(os.sched_getaffinity(0))  # side by side: one for each core
 Source = Callable[[int, int], tuple[dict[str, Any], np.ndarray]]
 
 
@@ -63,11 +65,23 @@ def _decoded(clips, sampling):
     return decode(tf.ensure_shape(jpegs, [None]), square, sampling.image_size)
 
   dataset = tf.data.Dataset.range(len(clips))
-  dataset = dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE)
-  pictures = dataset.as_numpy_iterator()
+  dataset = dataset.map(make, num_parallel_calls=CALLS)
+  pictures = iterate(dataset)
   return [
     (clip, frames) for (clip, _), frames in zip(clips, pictures, strict=True)
   ]
+
+
+def iterate(dataset: tf.data.Dataset) -> Iterator[Any]:
+  """The elements as NumPy arrays, in order.
+
+  Without tf.data's tuning thread: it sleeps for up to a minute at a time, and
+  a process that ends waits for it.
+  """
+  options = tf.data.Options()
+  options.deterministic = True
+  options.autotune.enabled = False
+  return dataset.with_options(options).as_numpy_iterator()
 
 
 def decode(jpegs: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:

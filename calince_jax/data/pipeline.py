@@ -131,9 +131,9 @@ def train_batches(
   dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
   dataset = dataset.batch(SAMPLES_A_CALL).map(
     lambda k: tf.numpy_function(samples, [k], types),
-    num_parallel_calls=tf.data.AUTOTUNE,
+    num_parallel_calls=clip_source.CALLS,
   )
-  dataset = dataset.unbatch().map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.unbatch().map(finish, num_parallel_calls=clip_source.CALLS)
   dataset = dataset.batch(len(rows), drop_remainder=True).prefetch(prefetch)
   return _numpy(dataset)
 
@@ -212,15 +212,13 @@ def eval_batches(
 
   batches = -(-total // batch_size)
   dataset = tf.data.Dataset.range(batches * len(rows))
-  dataset = dataset.map(make, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.map(make, num_parallel_calls=clip_source.CALLS)
   return _numpy(dataset.batch(len(rows)).prefetch(2))
 
 
 def _numpy(dataset):
-  options = tf.data.Options()
-  options.deterministic = True
   with _named_fault():
-    yield from dataset.with_options(options).as_numpy_iterator()
+    yield from clip_source.iterate(dataset)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,16 @@ def similarity(
   return logit_scale * S
 
 
+def leave_out_repeats(S: jax.Array, pair_ids: jax.Array) -> jax.Array:
+  """S with -inf between different places that hold the same pair, [N, N].
+
+  A pair that stands in the batch twice, `pair_ids` int32 [N], would be a false
+  negative of itself.
+  """
+  same = pair_ids[:, None] == pair_ids[None, :]
+  return jnp.where(same & ~jnp.eye(len(S), dtype=bool), -jnp.inf, S)
+
+
 def pair_losses(S: jax.Array) -> jax.Array:
   """l_i, the symmetric InfoNCE of each pair: float32 [N] from S [N, N]."""
   rows = jax.nn.logsumexp(S, axis=1)  # [N]  video i against all texts

@@ -7,7 +7,9 @@
 Each function gives one loss for each pair, float32 [N] in nats, the mean of
 both directions, from S float32 [N, N]; `weighted_mean` of calibrated_nce.py
 makes the batch's loss of them. It is global-view mathematics: under `jax.jit`
-the N pairs are the global batch. Row by row with their sources: docs/method.md
+the N pairs are the global batch. `NAME_of` are the losses that need no more of
+S than d and log Z, so that S need not be there (tiled_nce.py). Row by row with
+their sources: docs/method.md
 """
 
 import math
@@ -33,8 +35,15 @@ def rince(S: jax.Array, *, q: float, lam: float) -> jax.Array:
     q: in (0, 1].
     lam: > 0, the weight of Z.
   """
-  positive = q * jnp.diagonal(S)  # [N]
-  everything = q * (math.log(lam) + _log_Z(S))  # [2, N]
+  return rince_of(jnp.diagonal(S), _log_Z(S), q=q, lam=lam)
+
+
+def rince_of(
+  d: jax.Array, log_Z: jax.Array, *, q: float, lam: float
+) -> jax.Array:
+  """`rince` of what it needs of S: d float32 [N] and log Z [2, N]."""
+  positive = q * d  # [N]
+  everything = q * (math.log(lam) + log_Z)  # [2, N]
   # The ones of the two expm1 cancel; without them so would the digits.
   return ((jnp.expm1(everything) - jnp.expm1(positive)) / q).mean(axis=0)
 
@@ -45,7 +54,12 @@ def gce(S: jax.Array, *, q: float) -> jax.Array:
   The generalised cross entropy (Zhang and Sabuncu, NeurIPS 2018), whose
   classes are the batch's other sides. q in (0, 1]; 1 is the robust 1 - p.
   """
-  return (-jnp.expm1(q * _log_p(S)) / q).mean(axis=0)
+  return gce_of(_log_p(S), q=q)
+
+
+def gce_of(log_p: jax.Array, *, q: float) -> jax.Array:
+  """`gce` of log p, float32 [2, N]."""
+  return (-jnp.expm1(q * log_p) / q).mean(axis=0)
 
 
 def mixture(S: jax.Array, *, pi: float) -> jax.Array:
@@ -59,8 +73,14 @@ def mixture(S: jax.Array, *, pi: float) -> jax.Array:
     S: float32 [N, N].
     pi: in (0, 1], the share of clean pairs.
   """
-  clean = math.log(pi) + _log_p(S)  # [2, N]
-  mismatched = jnp.log1p(-pi) - math.log(S.shape[0])  # -inf where pi = 1
+  return mixture_of(_log_p(S), pi=pi)
+
+
+def mixture_of(log_p: jax.Array, *, pi: float) -> jax.Array:
+  """`mixture` of log p, float32 [2, N]."""
+  clean = math.log(pi) + log_p  # [2, N]
+  # -inf where pi = 1
+  mismatched = jnp.log1p(-pi) - math.log(log_p.shape[1])
   return -jnp.logaddexp(clean, mismatched).mean(axis=0)
 
 

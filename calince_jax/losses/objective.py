@@ -15,25 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from calince_jax.losses import calibration, density_ratio, noise_robust
-from calince_jax.losses.calibrated_nce import (
-  pair_losses,
-  similarity,
-  weighted_mean,
-)
+from calince_jax.losses import calibration, contrastive, density_ratio
+from calince_jax.losses.calibrated_nce import weighted_mean
 from calince_jax.losses.predictive import predictive_loss
-
-CONTRASTIVE = (
-  "infonce",
-  "rince",
-  "gce",
-  "mixture",
-  "albef",
-  "norton",
-  "siglip",
-  "mil_nce",
-  "mil_nce_released",
-)
+from calince_jax.losses.tiled_nce import Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +28,9 @@ class Objective:
   correspondence_weight: float = 1.0  # lam_c
   contrastive_weight: float = 1.0  # lam_n
   predictive_weight: float = 1.0  # lam_p
-  contrastive: str = "infonce"  # l_i, one of CONTRASTIVE
+  contrastive: str = "infonce"  # l_i, one of contrastive.LOSSES
+  mask_repeats: bool = False  # a pair that stands in the batch twice
+  tiling: Tiling | None = None  # None: the N x N similarities, dense
   num_negatives: int = 1  # K
   confidence: str = "density_ratio"  # calibration.KINDS
   score: str = "both"  # calibration.SCORES
@@ -58,7 +45,7 @@ class Objective:
 
   def __post_init__(self):
     choices = (
-      ("contrastive", self.contrastive, CONTRASTIVE),
+      ("contrastive", self.contrastive, contrastive.LOSSES),
       ("confidence", self.confidence, calibration.KINDS),
       ("score", self.score, calibration.SCORES),
     )
@@ -83,6 +70,13 @@ class Objective:
         " correspondence head, and correspondence_weight is 0; use"
         " score='cosine', and another confidence than 'score' or 'posterior'"
       )
+    if self.contrastive not in contrastive.OF_SUMS:
+      for name in ("mask_repeats", "tiling"):
+        if getattr(self, name):
+          raise ValueError(
+            f"contrastive={self.contrastive!r} has no {name}; it goes with one"
+            f" of {list(contrastive.OF_SUMS)}"
+          )
     if self.num_negatives < 1:
       raise ValueError(f"num_negatives={self.num_negatives} must be positive")
     if self.noise_rate is not None and not 0 <= self.noise_rate < 1:
@@ -142,11 +136,21 @@ def co_training_loss(
   weights = pairs["weight"]
   metrics |= seen
 
-  S = similarity(outputs["video"], outputs["text"], outputs["logit_scale"])
+  # ALBEF's alpha is blended in as confidences are.
+  blend = 1.0 - calibration.warm_up(
+    jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
+  )
+  l, seen = contrastive.pair_losses_of(
+    objective.contrastive if objective.contrastive_weight else "infonce",
+    outputs,
+    batch["pair_index"],
+    blend=blend,
+    mask_repeats=objective.mask_repeats,
+    tiling=objective.tiling,
+  )
+  metrics |= seen
   if objective.contrastive_weight:
-    terms["contrastive"] = weighted_mean(
-      contrastive_losses(objective, S, outputs, batch, step), weights
-    )
+    terms["contrastive"] = weighted_mean(l, weights)
   if objective.predictive_weight:
     nats = predictive_loss(outputs["prediction"])
     trust = weights if objective.weigh_predictive else jnp.ones_like(weights)
@@ -158,49 +162,8 @@ def co_training_loss(
     "predictive": objective.predictive_weight,
   }
   loss = sum(lam[name] * term for name, term in terms.items())
-  metrics |= terms | _contrastive_metrics(S, outputs, weights)
-  metrics |= {"loss": loss, "infonce": pair_losses(S).mean()}
+  metrics |= terms | _batch_metrics(outputs, weights) | {"loss": loss}
   return loss, {"metrics": metrics, "calibration": state, "pairs": pairs}
-
-
-def contrastive_losses(
-  objective: Objective,
-  S: jax.Array,
-  outputs: dict[str, Any],
-  batch: dict[str, jax.Array],
-  step: jax.Array,
-) -> jax.Array:
-  """l_i, float32 [N], of the kind that the objective names.
-
-  The constants are those of the losses' papers; temperatures are learned, and
-  ALBEF's alpha is blended in as confidences are.
-  """
-  kind = objective.contrastive
-  if kind == "infonce":
-    return pair_losses(S)
-  if kind == "rince":
-    return noise_robust.rince(S, q=0.1, lam=0.025)
-  if kind == "gce":
-    return noise_robust.gce(S, q=0.7)
-  if kind == "mixture":
-    return noise_robust.mixture(S, pi=0.8)
-  if kind == "norton":
-    return noise_robust.norton(S, beta=0.3, iterations=50)
-  if kind == "siglip":
-    return noise_robust.siglip(S + outputs["logit_bias"])
-  if kind == "albef":
-    S_momentum = similarity(
-      outputs["momentum_video"],
-      outputs["momentum_text"],
-      outputs["logit_scale"],
-    )
-    blend = 1.0 - calibration.warm_up(
-      jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
-    )
-    return noise_robust.albef(S, S_momentum, alpha=0.4 * blend)
-  same = batch["pair_index"][:, None] == batch["pair_index"][None, :]
-  variant = "released" if kind == "mil_nce_released" else "paper"
-  return noise_robust.mil_nce(S, same, variant=variant)
 
 
 def _pairs(objective, outputs, batch, state, step):
@@ -262,21 +225,15 @@ def _head_metrics(positive, negatives, objective):
   return metrics
 
 
-def _contrastive_metrics(S, outputs, weights):
-  """The chance baseline, accuracy, and signs of collapse."""
-  N = S.shape[0]
-  index = jnp.arange(N)
-  right = (S.argmax(axis=1) == index).mean() + (
-    S.argmax(axis=0) == index
-  ).mean()
+def _batch_metrics(outputs, weights):
+  """The chance baseline, and signs of collapse."""
   spread = {
     # The mean cosine of two different clips or texts: 1 means collapse.
     f"{name}_collapse": _mean_other_cosine(outputs[name])
     for name in ("video", "text")
   }
   return spread | {
-    "ln_N": jnp.log(jnp.float32(N)),
-    "in_batch_accuracy": right / 2,
+    "ln_N": jnp.log(jnp.float32(len(weights))),
     "effective_sample_size": calibration.effective_sample_size(weights),
     "logit_scale": jnp.float32(outputs["logit_scale"]),
   }

@@ -45,12 +45,32 @@ def latent_loss(
   return jax.nn.logsumexp(S, axis=1) - jnp.diagonal(S)
 
 
-def predictive_loss(prediction: dict[str, jax.Array]) -> jax.Array:
-  """float32 [N] from what the model's predictive head returned."""
-  if "logits" in prediction:
-    return token_loss(
+def summarise(prediction: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """What `predictive_loss` needs of a prediction, without its logits.
+
+  The nats of predicted tokens do not depend on the rest of the batch, so they
+  may be had where a part of the batch is.
+
+  Args:
+    prediction: of the model: `logits`, `targets` and `mask` of tokens, see
+      `token_loss`; or what `latent_loss` takes.
+
+  Returns:
+    `nats`, float32 [N], of tokens; the prediction itself of latents.
+  """
+  if "logits" not in prediction:
+    return prediction
+  return {
+    "nats": token_loss(
       prediction["logits"], prediction["targets"], prediction["mask"]
     )
+  }
+
+
+def predictive_loss(prediction: dict[str, jax.Array]) -> jax.Array:
+  """float32 [N] from what `summarise` returned, of the whole batch."""
+  if "nats" in prediction:
+    return prediction["nats"]
   return latent_loss(
     prediction["prediction"], prediction["target"], prediction["logit_scale"]
   )

@@ -218,18 +218,85 @@ class CaliNCE(nn.Module):
       deterministic: no dropout.
 
     Returns:
-      `video`, `text` float32 [B, D]; `logit_scale` []; `logit_bias` [] if the
-      model has one; `cosine` [B, 1 + K]
-      of each given pair and of K negatives of its video; and, where asked for,
-      of the same pairs the logits of the head that learns from pair i,
-      `correspondence` [B, 1 + K], and of the head that does not, `held_out`
-      [B, 1 + K]; and `prediction`. Needs the random streams `negatives`,
-      `masking` and, unless deterministic, `dropout`.
+      What `relate` returns; and, where asked for, `prediction`. Needs the
+      random streams `negatives`, `masking` and, unless deterministic,
+      `dropout`.
+    """
+    if with_prediction:
+      batch = batch | {"masked": self.choose_masked(batch)}
+    encoded = self.encode(
+      batch, with_prediction=with_prediction, deterministic=deterministic
+    )
+    outputs = self.relate(
+      encoded["video"],
+      encoded["text"],
+      batch["pair_index"],
+      num_negatives=num_negatives,
+      with_correspondence=with_correspondence,
+    )
+    if with_prediction:
+      outputs["prediction"] = encoded["prediction"]
+    return outputs
+
+  def encode(
+    self,
+    batch: dict[str, jax.Array],
+    *,
+    with_prediction: bool,
+    deterministic: bool,
+  ) -> dict[str, Any]:
+    """What needs no other pair: a part of a batch is encoded like the whole.
+
+    Args:
+      batch: see above, and `masked` of `choose_masked`.
+      with_prediction: run the predictive head.
+      deterministic: no dropout; else the stream `dropout` is needed.
+
+    Returns:
+      `video` and `text`, what `encode_video` and `encode_text` return as far
+      as `relate` looks at it; and, where asked for, `prediction`, see
+      losses/predictive.py.
     """
     video = self.encode_video(batch["video"], deterministic=deterministic)
     text = self.encode_text(
       batch["text_ids"], batch["text_mask"], deterministic=deterministic
     )
+    encoded = {"video": self._related(video), "text": self._related(text)}
+    if with_prediction:
+      encoded["prediction"] = self._predict(batch, video, deterministic)
+    return encoded
+
+  def _related(self, encoded):
+    """Without what `relate` does not look at; tokens are large."""
+    if self.config.head == "fusion":
+      return encoded
+    return {"embedding": encoded["embedding"]}
+
+  def relate(
+    self,
+    video: dict[str, jax.Array],
+    text: dict[str, jax.Array],
+    pair_index: jax.Array,
+    *,
+    num_negatives: int,
+    with_correspondence: bool,
+  ) -> dict[str, Any]:
+    """How the pairs of a whole batch stand to each other.
+
+    Args:
+      video: of `encode`, [B, ...] each.
+      text: of `encode`.
+      pair_index: int32 [B].
+      num_negatives: see above.
+      with_correspondence: see above.
+
+    Returns:
+      `video`, `text` float32 [B, D]; `logit_scale` []; `logit_bias` [] if the
+      model has one; `cosine` [B, 1 + K] of each given pair and of K negatives
+      of its video; and, where asked for, of the same pairs the logits of the
+      head that learns from pair i, `correspondence` [B, 1 + K], and of the head
+      that does not, `held_out` [B, 1 + K]. Needs the stream `negatives`.
+    """
     outputs = {
       "video": video["embedding"],
       "text": text["embedding"],
@@ -237,12 +304,9 @@ class CaliNCE(nn.Module):
     }
     if self.config.logit_bias is not None:
       outputs["logit_bias"] = self.learned_logit_bias
-    outputs |= self._with_negatives(
-      video, text, batch["pair_index"], num_negatives, with_correspondence
+    return outputs | self._with_negatives(
+      video, text, pair_index, num_negatives, with_correspondence
     )
-    if with_prediction:
-      outputs["prediction"] = self._predict(batch, video, deterministic)
-    return outputs
 
   def _with_negatives(
     self, video, text, pair_index, num_negatives, with_correspondence
@@ -286,7 +350,7 @@ class CaliNCE(nn.Module):
       return self._predict_latent(batch["video"], deterministic)
     ids, mask = batch["text_ids"], batch["text_mask"]
     if task == "masked_text":
-      chosen = self._choose_masked(ids, mask)
+      chosen = batch["masked"]
       x = self.text_encoder.tokens(
         jnp.where(chosen, MASK_ID, ids), mask, deterministic=deterministic
       )
@@ -299,8 +363,12 @@ class CaliNCE(nn.Module):
     logits = self.text_encoder.vocabulary_logits(x)
     return {"logits": logits, "targets": targets, "mask": chosen}
 
-  def _choose_masked(self, ids, mask):
-    """bool [B, L]: `mask_rate` of the real words, and always at least one."""
+  def choose_masked(self, batch: dict[str, jax.Array]) -> jax.Array:
+    """bool [B, L]: `mask_rate` of the real words, and always at least one.
+
+    What `masked_text` is to predict; needs the stream `masking`.
+    """
+    ids, mask = batch["text_ids"], batch["text_mask"]
     word = mask & ((ids >= NUM_SPECIAL_IDS) | (ids == UNK_ID))
     u = jax.random.uniform(self.make_rng("masking"), ids.shape)
     u = jnp.where(word, u, 2.0)

@@ -9,12 +9,9 @@ import pytest
 
 from calince_jax.losses import calibration, noise_robust
 from calince_jax.losses.calibrated_nce import pair_losses, similarity
-from calince_jax.losses.objective import (
-  CONTRASTIVE,
-  Objective,
-  co_training_loss,
-)
-from calince_jax.losses.predictive import predictive_loss
+from calince_jax.losses.contrastive import LOSSES
+from calince_jax.losses.objective import Objective, co_training_loss
+from calince_jax.losses.predictive import predictive_loss, summarise
 
 STEP = jnp.int32(1_000)
 
@@ -35,11 +32,15 @@ def outputs(rng):
     "logit_bias": jnp.float32(-3.0),
     "momentum_video": unit(8, 16),
     "momentum_text": unit(8, 16),
-    "prediction": {
-      "logits": jnp.float32(rng.normal(size=(8, 5, 11))),
-      "targets": jnp.int32(rng.integers(11, size=(8, 5))),
-      "mask": jnp.asarray(rng.random((8, 5)) < 0.5),
-    },
+    "prediction": summarise(tokens(rng)),
+  }
+
+
+def tokens(rng):
+  return {
+    "logits": jnp.float32(rng.normal(size=(8, 5, 11))),
+    "targets": jnp.int32(rng.integers(11, size=(8, 5))),
+    "mask": jnp.asarray(rng.random((8, 5)) < 0.5),
   }
 
 
@@ -152,7 +153,7 @@ def test_memory_averages_over_visits(outputs):
   np.testing.assert_allclose(seen[1], 0.5, rtol=1e-5)  # s(g) + s(-g) = 1
 
 
-@pytest.mark.parametrize("kind", CONTRASTIVE)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_each_contrastive_loss_is_another(outputs, kind):
   alone = {
     "correspondence_weight": 0.0,
@@ -248,8 +249,9 @@ def test_what_is_logged(outputs):
   np.testing.assert_allclose(m["balanced_accuracy"], accuracy / 2, rtol=1e-6)
 
 
-def test_token_loss_equals_plain_loops_in_float64(outputs):
-  p = {k: np.asarray(v, np.float64) for k, v in outputs["prediction"].items()}
+def test_token_loss_equals_plain_loops_in_float64(rng):
+  prediction = tokens(rng)
+  p = {k: np.asarray(v, np.float64) for k, v in prediction.items()}
   expected = []
   for logits, targets, mask in zip(
     p["logits"], p["targets"], p["mask"], strict=True
@@ -261,7 +263,7 @@ def test_token_loss_equals_plain_loops_in_float64(outputs):
     ]
     expected.append(np.mean(nats) if nats else 0.0)
   np.testing.assert_allclose(
-    predictive_loss(outputs["prediction"]), expected, rtol=1e-5
+    predictive_loss(summarise(prediction)), expected, rtol=1e-5
   )
 
 

@@ -1,0 +1,490 @@
+"""The calibrated NCE in bounded memory: the same number, without the N x N.
+
+    S_ij = logit_scale * <video_i, text_j> + logit_bias
+    R_i  = logsumexp_{j != i} S_ij,      C_j = logsumexp_{i != j} S_ij
+    l_i  = 1/2 [ logaddexp(R_i, S_ii) + logaddexp(C_i, S_ii) ] - S_ii
+    L    = sum_i w_i l_i / sum_i w_i
+
+Each device holds n pairs. Its videos stay; the texts go round a ring, one
+device a step, and take their columns' sums with them, so one pass over S feeds
+both directions. S itself is made tile by tile and thrown away: forward keeps R
+and C alone, and backward makes each tile again,
+
+    dL/dS_ij = dL/dR_i exp(S_ij - R_i) + dL/dC_j exp(S_ij - C_j),
+
+so memory grows with n, not with n N. The next texts, and backward the texts'
+gradients of the step before, travel while a step's products are computed.
+
+The recomputation in blocks is that of FlashAttention (Dao et al., 2022), the
+ring that of Ring Attention (Liu, Zaharia, Abbeel, 2023), the need for it in
+contrastive learning as in Inf-CL (Cheng et al., 2024). This file imports
+nothing of the project: it can be lifted out. docs/method.md
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+REDUCTIONS = ("logsumexp", "softplus")
+PRODUCTS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """How the N x N similarities are walked; a static argument of `sums`.
+
+  Attributes:
+    mesh: whose devices share the pairs; None: one device, or all pairs on each.
+    axis: the mesh axis, or axes, over which the pairs are spread.
+    tile: the side of a tile, at most the n pairs of a device; it need not
+      divide n.
+    products: what S and the gradients' products are multiplied in, float32 (at
+      full precision) or bfloat16; sums are float32.
+    keep: bytes on each device. Where all its tiles of S fit, they are kept for
+      the backward pass, which saves one product of four.
+  """
+
+  mesh: Mesh | None = None
+  axis: str | Sequence[str] = "data"
+  tile: int = 1024
+  products: str = "float32"
+  keep: int = 8 * 2**20
+
+  def __post_init__(self):
+    if self.products not in PRODUCTS:
+      raise ValueError(
+        f"products={self.products!r} is unknown; choose one of {list(PRODUCTS)}"
+      )
+    if self.tile < 1:
+      raise ValueError(f"tile={self.tile} must be at least 1")
+    axes = (self.axis,) if isinstance(self.axis, str) else tuple(self.axis)
+    object.__setattr__(self, "axis", axes)
+    known = () if self.mesh is None else self.mesh.axis_names
+    if self.mesh is not None and not set(axes) <= set(known):
+      raise ValueError(f"the mesh has the axes {list(known)}, not {list(axes)}")
+
+  @property
+  def ways(self) -> int:
+    """Over how many devices the pairs are spread."""
+    if self.mesh is None:
+      return 1
+    return math.prod(self.mesh.shape[axis] for axis in self.axis)
+
+
+def tiled_calibrated_nce(
+  video: jax.Array,
+  text: jax.Array,
+  confidence: jax.Array,
+  logit_scale: jax.Array | float,
+  *,
+  pair_ids: jax.Array | None = None,
+  **tiling: Any,
+) -> jax.Array:
+  """The calibrated contrastive loss of a batch of pairs, in bounded memory.
+
+  The value and the gradients are those of calibrated_nce.py.
+
+  Args:
+    video: [N, D], L2-normalised video embeddings, any float dtype.
+    text: [N, D], L2-normalised text embeddings; text i was given with video i.
+    confidence: [N], >= 0: how far each pair is trusted. No gradient flows
+      into it. Only ratios matter; all 0 gives loss 0 and gradient 0.
+    logit_scale: [], > 0, the inverse temperature.
+    pair_ids: int32 [N]; pairs with the same number are no negatives of each
+      other. None: all differ.
+    **tiling: fields of Tiling: `mesh`, `axis`, `tile`, `products`, `keep`.
+
+  Returns:
+    float32 [], in nats.
+
+  Raises:
+    ValueError: the shapes do not belong together, or the devices do not
+      divide N.
+  """
+  _check_pairs(video, text)
+  if confidence.shape != video.shape[:1]:
+    raise ValueError(
+      f"confidence {confidence.shape} must be [N] = {video.shape[:1]}"
+    )
+  l = tiled_pair_losses(video, text, logit_scale, pair_ids=pair_ids, **tiling)
+  w = jax.lax.stop_gradient(confidence.astype(jnp.float32))
+  w = _spread(w, Tiling(**tiling))
+  total = w.sum()
+  return (w * l).sum() / jnp.where(total > 0, total, 1.0)
+
+
+def tiled_pair_losses(
+  video: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array | float,
+  *,
+  pair_ids: jax.Array | None = None,
+  **tiling: Any,
+) -> jax.Array:
+  """l_i, the symmetric InfoNCE of each pair: float32 [N]; see above."""
+  found = similarity_sums(
+    video, text, logit_scale, pair_ids=pair_ids, tiling=Tiling(**tiling)
+  )
+  d = found["diagonal"]
+  # softplus(R - d) = logaddexp(R, d) - d, exact also where the loss is tiny.
+  return 0.5 * (
+    jax.nn.softplus(found["rows"] - d) + jax.nn.softplus(found["columns"] - d)
+  )
+
+
+def tiled_siglip(
+  video: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array | float,
+  logit_bias: jax.Array | float,
+  *,
+  pair_ids: jax.Array | None = None,
+  **tiling: Any,
+) -> jax.Array:
+  """SigLIP's loss of each pair, float32 [N]; S_ij has logit_bias added.
+
+    l_i = softplus(-S_ii) + 1/2 sum_{j != i} [softplus(S_ij) + softplus(S_ji)]
+
+  The mean over i is the loss of Zhai et al. (ICCV 2023). Arguments as above.
+  """
+  found = similarity_sums(
+    video,
+    text,
+    logit_scale,
+    logit_bias,
+    pair_ids=pair_ids,
+    reduction="softplus",
+    tiling=Tiling(**tiling),
+  )
+  return jax.nn.softplus(-found["diagonal"]) + 0.5 * (
+    found["rows"] + found["columns"]
+  )
+
+
+def similarity_sums(
+  video: jax.Array,
+  text: jax.Array,
+  logit_scale: jax.Array | float,
+  logit_bias: jax.Array | float = 0.0,
+  *,
+  pair_ids: jax.Array | None = None,
+  reduction: str = "logsumexp",
+  tiling: Tiling | None = None,
+) -> dict[str, jax.Array]:
+  """What contrastive losses need to know of S: sums over its rows and columns.
+
+  Every loss of a pair that is a function of S_ii and of these sums is
+  differentiable through it: InfoNCE, RINCE, GCE, SigLIP.
+
+  Args:
+    video: [N, D], any float dtype.
+    text: [N, D].
+    logit_scale: [], > 0.
+    logit_bias: [], added to all of S.
+    pair_ids: int32 [N]; S_ij is left out where i and j have the same number,
+      and always where i = j. None: all differ.
+    reduction: over what is left, `logsumexp`, -inf of nothing, or the sum of
+      `softplus`.
+    tiling: see Tiling; None: its defaults.
+
+  Returns:
+    float32 [N] each: `diagonal`, S_ii; `rows`, over texts j of video i;
+    `columns`, over videos i of text j; `row_max` and `column_max`, the largest
+    of what is left, without gradient.
+
+  Raises:
+    ValueError: the shapes do not belong together, the devices do not divide N,
+      or an unknown reduction.
+  """
+  tiling = Tiling() if tiling is None else tiling
+  _check_pairs(video, text)
+  N = len(video)
+  if N % tiling.ways:
+    raise ValueError(f"{tiling.ways} devices cannot share {N} pairs equally")
+  if reduction not in REDUCTIONS:
+    raise ValueError(
+      f"reduction={reduction!r} is unknown; choose one of {list(REDUCTIONS)}"
+    )
+  if pair_ids is None:
+    pair_ids = jnp.arange(N, dtype=jnp.int32)
+  elif pair_ids.shape != (N,):
+    raise ValueError(f"pair_ids {pair_ids.shape} must be [N] = {(N,)}")
+  if tiling.products == "bfloat16":  # before the ring: half of the traffic
+    video, text = video.astype(jnp.bfloat16), text.astype(jnp.bfloat16)
+  video, text, pair_ids = _spread((video, text, pair_ids), tiling)
+  scale, bias = jnp.float32(logit_scale), jnp.float32(logit_bias)
+  rows, columns, row_max, column_max = _sums(
+    video, text, scale, bias, pair_ids, reduction, tiling
+  )
+  pairs = video.astype(jnp.float32) * text.astype(jnp.float32)
+  return {
+    "diagonal": scale * pairs.sum(axis=1) + bias,
+    "rows": rows,
+    "columns": columns,
+    "row_max": jax.lax.stop_gradient(row_max),
+    "column_max": jax.lax.stop_gradient(column_max),
+  }
+
+
+def _check_pairs(video, text):
+  if video.ndim != 2 or video.shape != text.shape:
+    raise ValueError(
+      f"video {video.shape} and text {text.shape} must both be [N, D]"
+    )
+
+
+def _spread(tree, tiling):
+  """On a mesh of explicit axes, the rows where `shard_map` wants them."""
+  explicit = jax.sharding.AxisType.Explicit
+  if tiling.mesh is None or explicit not in tiling.mesh.axis_types:
+    return tree
+  return jax.reshard(tree, NamedSharding(tiling.mesh, P(tiling.axis)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _sums(video, text, scale, bias, ids, reduction, tiling):
+  """rows, columns, row_max, column_max, float32 [N] each."""
+  inputs = (video, text, scale, bias, ids)
+  return _forward(inputs, reduction, tiling, keep=False)[0]
+
+
+def _sums_forward(video, text, scale, bias, ids, reduction, tiling):
+  n = len(video) // tiling.ways
+  count, T = _count(n, tiling)
+  keep = 4 * tiling.ways * (count * T) ** 2 <= tiling.keep
+  inputs = (video, text, scale, bias, ids)
+  sums, S = _forward(inputs, reduction, tiling, keep=keep)
+  return sums, (inputs, sums[:2], S)
+
+
+def _sums_backward(reduction, tiling, kept, gradients):
+  inputs, sums, S = kept
+  video, text, scale, _, _ = inputs
+  d_video, d_text, d_bias = _backward(
+    inputs, sums, gradients[:2], S, reduction, tiling
+  )
+  # S = scale <v, t> + bias, and d_video = scale sum_j (dL/dS_ij) t_j.
+  d_scale = (video.astype(jnp.float32) * d_video).sum() / scale
+  return (
+    d_video.astype(video.dtype),
+    d_text.astype(text.dtype),
+    d_scale,
+    d_bias,
+    None,
+  )
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _forward(inputs, reduction, tiling, *, keep):
+  """(rows, columns, row_max, column_max), and S in tiles or None."""
+
+  def local(video, text, scale, bias, ids):
+    n = len(video)
+    tiles = _Tiles(n, tiling)
+
+    def step(carry, _):
+      texts, rows, columns = carry
+      following = _pass_on(texts, tiling)
+
+      def down(carry, a):
+        rows, columns = carry
+
+        def along(carry, b):
+          row, columns = carry
+          S = tiles.similarities((video, ids), texts, scale, bias, a, b)
+          row = _take_in(row, S, 1, reduction)
+          column = _take_in(tiles.get(columns, b), S, 0, reduction)
+          return (row, tiles.put(columns, column, b)), (S if keep else None)
+
+        carry = tiles.get(rows, a), columns
+        (row, columns), S = jax.lax.scan(along, carry, tiles.numbers)
+        return (tiles.put(rows, row, a), columns), S
+
+      (rows, columns), S = jax.lax.scan(down, (rows, columns), tiles.numbers)
+      return (following, rows, _pass_on(columns, tiling)), S
+
+    nothing = jnp.full((n,), -jnp.inf), jnp.zeros((n,))
+    carry = (text, ids), nothing, nothing
+    (_, rows, columns), S = jax.lax.scan(step, carry, length=tiling.ways)
+    totals = _total(rows, reduction), _total(columns, reduction)
+    return (*totals, rows[0], columns[0]), S
+
+  in_specs = (True, True, False, False, True)
+  out_specs = ((True,) * 4, True if keep else None)
+  return _shard(local, tiling, in_specs, out_specs)(*inputs)
+
+
+def _backward(inputs, sums, gradients, S, reduction, tiling):
+  """d_video, d_text, float32 [N, D], and d_bias []."""
+
+  def local(video, text, scale, bias, ids, sums, gradients, S):
+    tiles = _Tiles(len(video), tiling)
+    # Of no negatives the sum is -inf, S too, and exp(S - sum) must be 0.
+    R, C = (jnp.where(jnp.isneginf(x), 0.0, x) for x in sums)
+    gR, gC = gradients
+
+    def step(carry, S):
+      texts, passed, d_video, d_bias = carry
+      following, d_here = _pass_on((texts, passed), tiling)
+      t, t_ids, C, gC = texts
+
+      def down(carry, a_and_S):
+        d_video, d_text, d_bias = carry
+        a, S = a_and_S
+        v, R_a, gR_a = tiles.get((video, R, gR), a)
+
+        def along(carry, b_and_S):
+          d_v, d_text, d_bias = carry
+          b, S = b_and_S
+          if S is None:
+            S = tiles.similarities((video, ids), (t, t_ids), scale, bias, a, b)
+          t_b, C_b, gC_b = tiles.get((t, C, gC), b)
+          if reduction == "softplus":
+            G = (gR_a[:, None] + gC_b) * jax.nn.sigmoid(S)
+            d_bias += G.sum()
+          else:  # dL/dS_ij of the docstring above
+            G = gR_a[:, None] * jnp.exp(S - R_a[:, None])
+            G += gC_b * jnp.exp(S - C_b)
+          d_v += scale * tiles.product("ij,jd->id", G, t_b)
+          d_t = scale * tiles.product("ij,id->jd", G, v)
+          d_text = tiles.put(d_text, tiles.get(d_text, b) + d_t, b)
+          return (d_v, d_text, d_bias), None
+
+        carry = tiles.get(d_video, a), d_text, d_bias
+        (d_v, d_text, d_bias), _ = jax.lax.scan(
+          along, carry, (tiles.numbers, S)
+        )
+        return (tiles.put(d_video, d_v, a), d_text, d_bias), None
+
+      carry = d_video, jnp.zeros_like(d_video), d_bias
+      (d_video, d_text, d_bias), _ = jax.lax.scan(
+        down, carry, (tiles.numbers, S)
+      )
+      return (following, d_here + d_text, d_video, d_bias), None
+
+    nothing = jnp.zeros(video.shape, jnp.float32)
+    carry = (text, ids, C, gC), nothing, nothing, jnp.float32(0.0)
+    (_, d_text, d_video, d_bias), _ = jax.lax.scan(
+      step, carry, S, length=tiling.ways
+    )
+    if tiling.ways > 1:
+      d_bias = jax.lax.psum(d_bias, tiling.axis)
+    return d_video, _pass_on(d_text, tiling), d_bias
+
+  two = (True, True)
+  in_specs = (True, True, False, False, True, two, two, S is not None or None)
+  return _shard(local, tiling, in_specs, (True, True, False))(
+    *inputs, sums, gradients, S
+  )
+
+
+def _shard(function, tiling, in_specs, out_specs):
+  """`function` of each device's rows; spec True: spread, False: the same."""
+  if tiling.mesh is None:
+    return function
+  in_specs, out_specs = jax.tree.map(
+    lambda rows: P(tiling.axis) if rows else P(), (in_specs, out_specs)
+  )
+  return jax.shard_map(
+    function,
+    mesh=tiling.mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    check_vma=False,
+  )
+
+
+def _pass_on(tree, tiling):
+  """To the next device of the ring."""
+  if tiling.ways == 1:
+    return tree
+  ring = [(i, (i + 1) % tiling.ways) for i in range(tiling.ways)]
+  return jax.tree.map(lambda x: jax.lax.ppermute(x, tiling.axis, ring), tree)
+
+
+def _take_in(running, S, axis, reduction):
+  """(largest [n], sum [n]) so far, after one more tile.
+
+  The sum is of exp(S - largest), or of softplus(S).
+  """
+  before, total = running
+  largest = jnp.maximum(before, S.max(axis=axis))
+  if reduction == "softplus":
+    return largest, total + jax.nn.softplus(S).sum(axis=axis)
+  # -inf, while all has been left out, would give -inf + inf.
+  shift = jnp.where(jnp.isneginf(largest), 0.0, largest)
+  new = jnp.exp(S - jnp.expand_dims(shift, axis)).sum(axis=axis)
+  return largest, total * jnp.exp(before - shift) + new
+
+
+def _total(running, reduction):
+  largest, total = running
+  return total if reduction == "softplus" else largest + jnp.log(total)
+
+
+class _Tiles:
+  """The tiles of one device's n videos against n texts."""
+
+  def __init__(self, n, tiling):
+    self._n, self._dtype = n, jnp.dtype(tiling.products)
+    count, self._side = _count(n, tiling)
+    self.numbers = jnp.arange(count)
+
+  def _start(self, k):
+    # The last tile may overlap the one before.
+    return jnp.minimum(k * self._side, self._n - self._side)
+
+  def get(self, tree, k):
+    """Tile k of arrays [n, ...]."""
+    start = self._start(k)
+    return jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, start, self._side), tree
+    )
+
+  def put(self, tree, tile, k):
+    """`tree` with its tile k replaced."""
+    start = self._start(k)
+    return jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0),
+      tree,
+      tile,
+    )
+
+  def similarities(self, videos, texts, scale, bias, a, b):
+    """S of tile (a, b), float32 [side, side]; -inf where it is left out."""
+    (v, v_ids), (t, t_ids) = self.get(videos, a), self.get(texts, b)
+    S = scale * self.product("id,jd->ij", v, t) + bias
+    left_out = v_ids[:, None] == t_ids
+    if self._n % self._side:
+      left_out |= self._had(a)[:, None] | self._had(b)
+    return jnp.where(left_out, -jnp.inf, S)
+
+  def _had(self, k):
+    """bool [side], True where the tile before k has had them."""
+    return self._start(k) + jnp.arange(self._side) < k * self._side
+
+  def product(self, indices, x, y):
+    """float32, of operands in the type that was asked for."""
+    full = self._dtype == jnp.float32
+    return jnp.einsum(
+      indices,
+      x.astype(self._dtype),
+      y.astype(self._dtype),
+      precision=jax.lax.Precision.HIGHEST if full else None,
+      preferred_element_type=jnp.float32,
+    )
+
+
+def _count(n, tiling):
+  """How many tiles lie along n pairs, and their side."""
+  side = min(tiling.tile, n)
+  return -(-n // side), side
