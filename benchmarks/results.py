@@ -5,6 +5,8 @@
     python -m calince_jax.prepare --manifest=FILES/manifest.csv \
       --out=runs/hard --max_bad_fraction=0.6
     python -m benchmarks.noise_study
+    python -m benchmarks.loss_memory    (and the others that it names)
+    python -m benchmarks.loss_time
     python -m benchmarks.results
 
 A section whose folder is not there keeps its former text.
@@ -39,7 +41,15 @@ def define_flags() -> None:
   flags.DEFINE_string("quickstart", "runs/quickstart", "of quickstart.sh")
   flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
   flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
+  flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
+
+
+def loss_tables(folder: Path) -> str:
+  """The tables of the contrastive loss, memory first."""
+  return "\n\n".join(
+    path.read_text().strip() for path in sorted(folder.glob("*.md"))
+  )
 
 
 def main() -> None:
@@ -54,6 +64,7 @@ def main() -> None:
     ),
     "hard": (F.hard, ledger),
     "noise_study": (F.noise_study, noise_study_text.section),
+    "loss": (F.loss, loss_tables),
   }
   for name, (folder, make) in sections.items():
     if not Path(folder).is_dir():

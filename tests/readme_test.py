@@ -79,11 +79,11 @@ def test_the_commands_of_the_readme_lead_from_a_csv_to_a_report(followed):
 
 def test_the_python_of_the_readme_runs(followed):
   folder, _ = followed
-  (code,) = blocks(ROOT / "README.md", "python")
+  code = blocks(ROOT / "README.md", "python")
   clips = "import numpy as np; clips = np.zeros((2, 4, 32, 32, 3), np.uint8)"
-  check = "print(similarity.shape, fits.shape)"
+  check = "print(similarity.shape, fits.shape, loss.shape)"
   done = subprocess.run(
-    [sys.executable, "-c", "\n".join([clips, code, check])],
+    [sys.executable, "-c", "\n".join([clips, *code, check])],
     cwd=folder,
     env=environment(),
     capture_output=True,
@@ -91,7 +91,7 @@ def test_the_python_of_the_readme_runs(followed):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.strip() == "(2, 2) (2,)"
+  assert done.stdout.strip() == "(2, 2) (2,) ()"
 
 
 def test_the_quickstart_runs_the_commands_that_a_user_types(tmp_path):
