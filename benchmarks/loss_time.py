@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import contrastive_peers, torch_peers
 from benchmarks.loss_memory import mesh_of
+from calince_jax.losses import nce_kernel
 
 D = 512
 
@@ -91,6 +92,10 @@ def jax_turns(
       mesh, tile=tile, products=dtype, keep=0
     ),
   } | contrastive_peers.PEERS
+  if jax.default_backend() == "gpu":
+    makers["ours, pallas"] = lambda mesh: contrastive_peers.ours(
+      mesh, tile=tile, products=dtype, kernel=nce_kernel
+    )
   if devices == 1:  # then these are the dense loss
     makers = {
       name: make

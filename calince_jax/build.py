@@ -14,7 +14,7 @@ from calince_jax import optimizer as optimizer_lib
 from calince_jax import sharding, train_step
 from calince_jax.data.sampling import Sampling
 from calince_jax.errors import UserError
-from calince_jax.losses import contrastive
+from calince_jax.losses import contrastive, nce_kernel
 from calince_jax.losses.objective import Objective
 from calince_jax.losses.tiled_nce import Tiling
 from calince_jax.models.cali_nce import CaliNCE, ModelConfig
@@ -48,6 +48,7 @@ def objective(config: Mapping[str, Any]) -> Objective:
 
 
 SIMILARITIES = ("auto", "dense", "tiled")
+KERNELS = {"xla": None, "pallas": nce_kernel}
 LARGEST_DENSE = 2**26  # bytes of the similarities on each device, for `auto`
 
 
@@ -61,12 +62,13 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
     UserError: a value that does not fit.
   """
   choices, N = config["similarities"], config["batch_size"]
+  for name, known in (("form", SIMILARITIES), ("kernel", list(KERNELS))):
+    if choices[name] not in known:
+      raise UserError(
+        f"config.similarities.{name}={choices[name]!r} is unknown; choose one"
+        f" of {list(known)}"
+      )
   form = choices["form"]
-  if form not in SIMILARITIES:
-    raise UserError(
-      f"config.similarities.form={form!r} is unknown; choose one of"
-      f" {list(SIMILARITIES)}"
-    )
   if form == "auto":
     small = 4 * N * N // mesh.size <= LARGEST_DENSE
     tileable = config["objective"]["contrastive"] in contrastive.OF_SUMS
@@ -82,6 +84,7 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
       tile=choices["tile"],
       products=choices["products"],
       keep=choices["keep"],
+      kernel=KERNELS[choices["kernel"]],
     ),
   )
 

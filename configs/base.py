@@ -119,6 +119,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.similarities.products = "float32"
   # Bytes a device: similarities that fit are not computed again backward.
   config.similarities.keep = 2**23
+  # What makes a tile: xla; or pallas, a kernel for GPUs that has not been timed
+  # on one yet (tiles of a multiple of 64 pairs).
+  config.similarities.kernel = "xla"
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.learning_rate = 1e-3  # the peak; cosine decay to 0

@@ -113,6 +113,7 @@ def test_a_misspelt_key_is_an_error():
     ("similarities.form", "sparse", "tiled"),
     ("similarities.products", "float8", "bfloat16"),
     ("similarities.tile", 0, "tile=0"),
+    ("similarities.kernel", "cuda", "pallas"),
   ],
 )
 def test_wrong_values_name_their_place_and_what_is_known(key, value, message):

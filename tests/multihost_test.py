@@ -79,7 +79,7 @@ def rows(workdir):
 def test_the_first_process_alone_reports(two_processes):
   workdir, (first, second) = two_processes
   assert "on 8 cpu device(s), 2 process(es)" in first
-  assert "similarities in tiles of 1 pairs, float32 products" in first
+  assert "similarities in tiles of 1 pairs, float32 products, xla" in first
   assert "encoded in 2 parts" in first
   assert "step 4/4" in first and "finished" in first
   assert "step" not in second and "finished" not in second

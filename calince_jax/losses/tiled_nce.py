@@ -49,6 +49,8 @@ class Tiling:
       full precision) or bfloat16; sums are float32.
     keep: bytes on each device. Where all its tiles of S fit, they are kept for
       the backward pass, which saves one product of four.
+    kernel: what makes a tile, a module with the functions of nce_kernel.py;
+      None: XLA. With one, `tile` must divide n and nothing is kept.
   """
 
   mesh: Mesh | None = None
@@ -56,6 +58,7 @@ class Tiling:
   tile: int = 1024
   products: str = "float32"
   keep: int = 8 * 2**20
+  kernel: Any = None
 
   def __post_init__(self):
     if self.products not in PRODUCTS:
@@ -99,7 +102,7 @@ def tiled_calibrated_nce(
     logit_scale: [], > 0, the inverse temperature.
     pair_ids: int32 [N]; pairs with the same number are no negatives of each
       other. None: all differ.
-    **tiling: fields of Tiling: `mesh`, `axis`, `tile`, `products`, `keep`.
+    **tiling: fields of Tiling.
 
   Returns:
     float32 [], in nats.
@@ -212,6 +215,14 @@ def similarity_sums(
     raise ValueError(
       f"reduction={reduction!r} is unknown; choose one of {list(REDUCTIONS)}"
     )
+  if tiling.kernel is not None:
+    count, side = _count(N // tiling.ways, tiling)
+    if count * side * tiling.ways != N:
+      raise ValueError(
+        f"tiles of {side} do not divide a device's {N // tiling.ways} pairs,"
+        " which a kernel needs"
+      )
+    tiling.kernel.check(side, video.shape[1])
   if pair_ids is None:
     pair_ids = jnp.arange(N, dtype=jnp.int32)
   elif pair_ids.shape != (N,):
@@ -259,6 +270,7 @@ def _sums_forward(video, text, scale, bias, ids, reduction, tiling):
   n = len(video) // tiling.ways
   count, T = _count(n, tiling)
   keep = 4 * tiling.ways * (count * T) ** 2 <= tiling.keep
+  keep = keep and tiling.kernel is None
   inputs = (video, text, scale, bias, ids)
   sums, S = _forward(inputs, reduction, tiling, keep=keep)
   return sums, (inputs, sums[:2], S)
@@ -300,9 +312,20 @@ def _forward(inputs, reduction, tiling, *, keep):
 
         def along(carry, b):
           row, columns = carry
-          S = tiles.similarities((video, ids), texts, scale, bias, a, b)
-          row = _take_in(row, S, 1, reduction)
-          column = _take_in(tiles.get(columns, b), S, 0, reduction)
+          S = None
+          if tiling.kernel is None:
+            S = tiles.similarities((video, ids), texts, scale, bias, a, b)
+            seen = _reduce(S, 1, reduction), _reduce(S, 0, reduction)
+          else:
+            seen = tiling.kernel.reduce_tile(
+              tiles.get((video, ids), a),
+              tiles.get(texts, b),
+              scale,
+              bias,
+              reduction,
+            )
+          row = _merge(row, seen[0], reduction)
+          column = _merge(tiles.get(columns, b), seen[1], reduction)
           return (row, tiles.put(columns, column, b)), (S if keep else None)
 
         carry = tiles.get(rows, a), columns
@@ -345,15 +368,25 @@ def _backward(inputs, sums, gradients, S, reduction, tiling):
         def along(carry, b_and_S):
           d_v, d_text, d_bias = carry
           b, S = b_and_S
-          if S is None:
-            S = tiles.similarities((video, ids), (t, t_ids), scale, bias, a, b)
           t_b, C_b, gC_b = tiles.get((t, C, gC), b)
-          if reduction == "softplus":
-            G = (gR_a[:, None] + gC_b) * jax.nn.sigmoid(S)
-            d_bias += G.sum()
-          else:  # dL/dS_ij of the docstring above
-            G = gR_a[:, None] * jnp.exp(S - R_a[:, None])
-            G += gC_b * jnp.exp(S - C_b)
+          if tiling.kernel is not None:
+            G = tiling.kernel.gradient_tile(
+              (v, tiles.get(ids, a)),
+              (t_b, tiles.get(t_ids, b)),
+              scale,
+              bias,
+              (R_a, gR_a),
+              (C_b, gC_b),
+              reduction,
+            )
+          else:
+            if S is None:
+              S = tiles.similarities(
+                (video, ids), (t, t_ids), scale, bias, a, b
+              )
+            G = _gradient(S, (R_a, gR_a), (C_b, gC_b), reduction)
+          if reduction == "softplus":  # the other one has no use for a bias
+            d_bias += G.astype(jnp.float32).sum()
           d_v += scale * tiles.product("ij,jd->id", G, t_b)
           d_t = scale * tiles.product("ij,id->jd", G, v)
           d_text = tiles.put(d_text, tiles.get(d_text, b) + d_t, b)
@@ -411,19 +444,33 @@ def _pass_on(tree, tiling):
   return jax.tree.map(lambda x: jax.lax.ppermute(x, tiling.axis, ring), tree)
 
 
-def _take_in(running, S, axis, reduction):
-  """(largest [n], sum [n]) so far, after one more tile.
-
-  The sum is of exp(S - largest), or of softplus(S).
-  """
-  before, total = running
-  largest = jnp.maximum(before, S.max(axis=axis))
+def _reduce(S, axis, reduction):
+  """The largest and the sum along an axis of a tile; see `_merge`."""
+  largest = S.max(axis=axis)
   if reduction == "softplus":
-    return largest, total + jax.nn.softplus(S).sum(axis=axis)
-  # -inf, while all has been left out, would give -inf + inf.
+    return largest, jax.nn.softplus(S).sum(axis=axis)
+  # -inf, where all is left out, would give -inf + inf.
   shift = jnp.where(jnp.isneginf(largest), 0.0, largest)
-  new = jnp.exp(S - jnp.expand_dims(shift, axis)).sum(axis=axis)
-  return largest, total * jnp.exp(before - shift) + new
+  return largest, jnp.exp(S - jnp.expand_dims(shift, axis)).sum(axis=axis)
+
+
+def _merge(some, others, reduction):
+  """(largest [n], sum [n]) of both; the sum is of exp(S - largest), or of
+  softplus(S)."""
+  largest = jnp.maximum(some[0], others[0])
+  if reduction == "softplus":
+    return largest, some[1] + others[1]
+  shift = jnp.where(jnp.isneginf(largest), 0.0, largest)
+  total = sum(total * jnp.exp(top - shift) for top, total in (some, others))
+  return largest, total
+
+
+def _gradient(S, rows, columns, reduction):
+  """dL/dS of a tile; see the top of this file."""
+  (R, gR), (C, gC) = rows, columns
+  if reduction == "softplus":
+    return (gR[:, None] + gC) * jax.nn.sigmoid(S)
+  return gR[:, None] * jnp.exp(S - R[:, None]) + gC * jnp.exp(S - C)
 
 
 def _total(running, reduction):
