@@ -185,7 +185,12 @@ def _is_done(folder: Path, commands: Sequence[Command]) -> bool:
   done = read_done(folder)
   if done is None or done["exit_status"] != 0:
     return False
-  return done["commands"] == [list(command) for command in commands]
+  # Whichever interpreter it was, on whichever machine.
+  before, now = (
+    [list(command)[1:] for command in some]
+    for some in (done["commands"], commands)
+  )
+  return before == now
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:

@@ -233,6 +233,10 @@ def test_what_finished_is_skipped_and_what_changed_is_not(tmp_path):
   run_all(jobs, num_workers=1, out=out)
   assert count.read_text() == "x"
   assert "skip   a" in out.getvalue()
+  ((_, *arguments),) = jobs[tmp_path / "a"]
+  elsewhere = [("/another/python", *arguments)]
+  run_all({tmp_path / "a": elsewhere}, num_workers=1, out=io.StringIO())
+  assert count.read_text() == "x"
   run_all({tmp_path / "a": python(code + "\n")}, num_workers=1, out=out)
   assert count.read_text() == "xx"
 
