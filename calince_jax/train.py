@@ -13,6 +13,7 @@ from typing import Any
 
 # Its start-up remarks would stand between the lines of progress.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 import numpy as np
