@@ -75,9 +75,9 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
     form = "dense" if small or not tileable else "tiled"
   if form == "dense":
     return None
-  return _checked(
-    "config.similarities",
-    lambda: Tiling(
+
+  def make():
+    tiling = Tiling(
       mesh=mesh,
       # All devices work on it, those of one model too, where they can.
       axis="data" if N % mesh.size else mesh.axis_names,
@@ -85,8 +85,16 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
       products=choices["products"],
       keep=choices["keep"],
       kernel=KERNELS[choices["kernel"]],
-    ),
-  )
+    )
+    each = N // tiling.ways
+    side = min(tiling.tile, each)
+    if tiling.kernel is not None:
+      tiling.kernel.check(side, config["model"]["embedding_dim"])
+      if each % side:
+        raise ValueError(f"tile={side} must divide a device's {each} pairs")
+    return tiling
+
+  return _checked("config.similarities", make)
 
 
 def micro_batches(config: Mapping[str, Any], mesh: Mesh) -> int:

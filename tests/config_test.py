@@ -158,6 +158,17 @@ def test_the_similarities_are_tiled_where_they_are_large(
     assert tiling.ways == 8
 
 
+@pytest.mark.parametrize(
+  "tile, message", [(100, "multiple of 64"), (192, "tile=192 must divide")]
+)
+def test_tiles_that_a_kernel_cannot_cut_are_named(tile, message):
+  config = load(CONFIGS[0].with_name("base.py"))
+  config.batch_size = 2**14
+  config.similarities.kernel, config.similarities.tile = "pallas", tile
+  with pytest.raises(UserError, match=f"config.similarities: .*{message}"):
+    build.tiling(config.to_dict(), sharding.make_mesh())
+
+
 def test_a_loss_that_needs_all_similarities_is_not_tiled():
   config = load(CONFIGS[0].with_name("base.py"))
   config.objective.contrastive = "norton"
