@@ -5,17 +5,22 @@ configuration that made it (config), which WORKDIR/config.json repeats, so that
 a run can be continued, evaluated or exported from its folder alone.
 """
 
-import json
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from calince_jax import run_folder
 from calince_jax.errors import UserError
 
-FORMAT_VERSION = 1
+# Counters of TrainState that a checkpoint of an older format lacks: they are 0.
+LATER_COUNTERS = ("skipped_steps",)  # since format 2
 
 
 def checkpoints_folder(workdir: str) -> epath.Path:
@@ -25,17 +30,21 @@ def checkpoints_folder(workdir: str) -> epath.Path:
   return (path if "://" in workdir else path.resolve()) / "checkpoints"
 
 
+@contextlib.contextmanager
 def open_checkpoints(
   workdir: str, *, keep: int = 1, read_only: bool = False
-) -> ocp.CheckpointManager:
-  """The checkpoints of a run; saves are asynchronous.
+) -> Iterator[ocp.CheckpointManager]:
+  """The checkpoints of a run; saves are asynchronous, and done at the end.
 
   Args:
     workdir: of the run; a local path or one of Google Cloud Storage.
     keep: the number of latest checkpoints that are kept.
     read_only: for evaluation and export.
+
+  Raises:
+    UserError: at the end, what was still to be saved cannot be.
   """
-  return ocp.CheckpointManager(
+  manager = ocp.CheckpointManager(
     checkpoints_folder(workdir),
     options=ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep,
@@ -43,6 +52,21 @@ def open_checkpoints(
       read_only=read_only,
     ),
   )
+  try:
+    yield manager
+  except BaseException:
+    with contextlib.suppress(Exception):  # the first fault is the one to tell
+      manager.close()
+    raise
+  with _saving(manager):
+    manager.close()
+
+
+def half_written(workdir: str) -> list[str]:
+  """The names of checkpoints that a killed run has begun and not finished."""
+  folder = checkpoints_folder(workdir)
+  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+  return sorted(name for name in names if ".orbax-checkpoint-tmp" in name)
 
 
 def save(
@@ -50,6 +74,7 @@ def save(
   step: int,
   state: Any,
   config: dict[str, Any],
+  visits: Mapping[str, np.ndarray] | None = None,
 ) -> None:
   """Starts to save `state` as `step`, unless that has been saved already.
 
@@ -58,13 +83,52 @@ def save(
     step: the state's.
     state: a tree of arrays.
     config: the run's configuration, saved beside it.
+    visits: PairWatch.visits(), saved beside it if there are any.
+
+  Raises:
+    UserError: it cannot be saved, or the one before it could not be.
   """
-  if step != manager.latest_step():
-    items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      config=ocp.args.JsonSave(_document(config)),
-    )
-    manager.save(step, args=items, force=True)
+  if step == manager.latest_step():
+    return
+  items = {
+    "state": ocp.args.StandardSave(state),
+    "config": ocp.args.JsonSave(run_folder.document(config)),
+  }
+  if visits:
+    items["visits"] = ocp.args.StandardSave(dict(visits))
+  with _saving(manager):
+    manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Until what `save` has started is saved; UserError where it cannot be."""
+  with _saving(manager):
+    manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _saving(manager):
+  """Says in words what Orbax raises of a disk, perhaps of an earlier save."""
+  try:
+    yield
+  except (OSError, ValueError, RuntimeError) as error:
+    raise UserError(
+      f"no checkpoint can be saved in {manager.directory}"
+      f" ({_first_line(error)}); make room, or mend the folder"
+      f" ({_what_is_there(manager.directory)})"
+    ) from error
+
+
+def _what_is_there(folder):
+  try:
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  except OSError:
+    steps = []
+  return f"whole there: {', '.join(map(str, steps)) or 'none'}"
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
@@ -73,20 +137,58 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   Args:
     manager: from `open_checkpoints`.
     step: one of `manager.all_steps()`.
-    abstract: a tree of ShapeDtypeStructs with shardings: what is expected,
-      and where it is to lie. Any topology may restore what another saved.
+    abstract: a dataclass or dict of ShapeDtypeStructs with shardings: what is
+      expected, and where it is to lie. Any topology may restore what another
+      saved. LATER_COUNTERS begin at 0 where the checkpoint is older.
 
   Raises:
-    UserError: the checkpoint holds another model.
+    UserError: the checkpoint holds another model, is damaged or is of a newer
+      format.
   """
   try:
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    return manager.restore(step, args=items).state
-  except (ValueError, KeyError) as error:
+    config = ocp.args.Composite(config=ocp.args.JsonRestore())
+    document = manager.restore(step, args=config).config
+    version, _ = run_folder.of_known_format(document, f"checkpoint {step}")
+    expected, later = _fields(abstract), {}
+    if version < run_folder.FORMAT_VERSION:
+      later = {k: expected.pop(k) for k in LATER_COUNTERS if k in expected}
+      abstract_there = expected
+    else:
+      abstract_there = abstract
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_there))
+    restored = manager.restore(step, args=items).state
+  except (ValueError, KeyError, TypeError, OSError) as error:
+    if isinstance(error, UserError):
+      raise
     raise UserError(
       f"checkpoint {step} in {manager.directory} does not fit the configured"
-      f" model: {str(error)[:600]}"
+      f" model, or is damaged: {str(error)[:600]}; to go on from an earlier one"
+      f" ({_what_is_there(manager.directory)}), move {step} out of the folder"
     ) from error
+  if later:
+    zeros = {
+      name: jax.jit(
+        functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
+        out_shardings=leaf.sharding,
+      )()
+      for name, leaf in later.items()
+    }
+    restored = type(abstract)(**restored, **zeros)
+  return restored
+
+
+def _fields(tree):
+  return dict(tree if isinstance(tree, Mapping) else vars(tree))
+
+
+def restore_visits(
+  manager: ocp.CheckpointManager, step: int
+) -> dict[str, np.ndarray]:
+  """The `visits` saved with `step`, {} if there were none."""
+  if not (manager.directory / str(step) / "visits").exists():
+    return {}
+  items = ocp.args.Composite(visits=ocp.args.StandardRestore())
+  return manager.restore(step, args=items).visits
 
 
 def restore_parts(
@@ -129,72 +231,3 @@ def restore_parts(
       ),
     )
   return step, jax.device_get(restored)
-
-
-def write_config(workdir: str, config: dict[str, Any]) -> None:
-  """Writes WORKDIR/config.json, or checks that it says the same.
-
-  Raises:
-    UserError: the folder holds a run with another configuration.
-  """
-  path = epath.Path(workdir) / "config.json"
-  config = json.loads(json.dumps(config))  # tuples become lists, as in a file
-  if path.exists():
-    differences = _differences(read_config(workdir), config)
-    if differences:
-      raise UserError(
-        f"{workdir} holds a run with another configuration"
-        f" ({'; '.join(differences[:5])}); choose another --workdir"
-      )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(
-    json.dumps(_document(config), indent=2, sort_keys=True) + "\n"
-  )
-
-
-def read_config(workdir: str) -> dict[str, Any]:
-  """The configuration of a run; UserError where there is none."""
-  path = epath.Path(workdir) / "config.json"
-  if not path.exists():
-    raise UserError(f"{workdir} is not the folder of a run: no config.json")
-  try:
-    document = json.loads(path.read_text())
-    version, config = document["format_version"], document["config"]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is damaged: {error}") from error
-  if version > FORMAT_VERSION:
-    raise UserError(
-      f"{path} is of format {version}, newer than this program's"
-      f" {FORMAT_VERSION}; update calince_jax"
-    )
-  return config
-
-
-def _document(config):
-  return {"format_version": FORMAT_VERSION, "config": config}
-
-
-# What may change between the parts of one run.
-FREE_KEYS = (
-  "log_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "evaluate_every",
-  "evaluate_splits",
-  "data.cache",
-)
-
-
-def _differences(old, new, prefix=""):
-  found = []
-  for key in sorted(old.keys() | new.keys()):
-    name = prefix + key
-    if name in FREE_KEYS:
-      continue
-    if key not in old or key not in new:
-      found.append(f"{name} {'is new' if key in new else 'is gone'}")
-    elif isinstance(old[key], dict) and isinstance(new[key], dict):
-      found += _differences(old[key], new[key], name + ".")
-    elif old[key] != new[key]:
-      found.append(f"{name}: {old[key]!r} became {new[key]!r}")
-  return found

@@ -1,6 +1,11 @@
-"""What is watched of a run: a progress line, metrics.jsonl, a clu writer."""
+"""What is watched of a run: a progress line, its files, a clu writer.
+
+WORKDIR/metrics.jsonl   the metrics of every log_every-th step
+WORKDIR/events.jsonl    what happened: starts, stops, skipped steps, alarms
+"""
 
 import contextlib
+import datetime
 import json
 import resource
 import time
@@ -9,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+
+from calince_jax.line_file import LineFile
 
 # Above this share of the time spent waiting for data, say what to do.
 WAIT_ADVICE = 0.1
@@ -42,14 +49,11 @@ class Monitor:
     self._last_step = self._first_step = first_step
     self._waited = 0.0
     self._once: dict[str, float] = {}  # for the next row alone
-    self._path = epath.Path(workdir) / "metrics.jsonl"
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    self._lines = [
-      line
-      for line in read_lines(self._path)
-      if json.loads(line)["step"] <= first_step
-    ]
-    self._path.write_text("".join(line + "\n" for line in self._lines))
+    self._rows = LineFile(
+      epath.Path(workdir) / "metrics.jsonl",
+      lambda line: json.loads(line)["step"] <= first_step,
+    )
+    self._events = LineFile(epath.Path(workdir) / "events.jsonl")
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -86,21 +90,12 @@ class Monitor:
       "resident_memory_mib": resident_memory_mib(),
     }
     row, self._once = row | self._once, {}
-    self._write(json.dumps({"step": step, **row}))
+    self._rows.append(json.dumps({"step": step, **row}))
     self._print(step, row, (self._total - step) / rate)
     if self._writer is not None:
       scalars = {k: v for k, v in row.items() if isinstance(v, (int, float))}
       self._writer.write_scalars(step, scalars)
     self._last, self._last_step, self._waited = now, step, 0.0
-
-  def _write(self, line):
-    self._lines.append(line)
-    if "://" in str(self._path):
-      # A bucket's files cannot be appended to.
-      self._path.write_text("".join(line + "\n" for line in self._lines))
-    else:
-      with self._path.open("a") as file:
-        file.write(line + "\n")
 
   def _print(self, step, row, seconds_left):
     terms = [
@@ -122,18 +117,28 @@ class Monitor:
       f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
       flush=True,
     )
-    if row["skipped"]:
-      print(
-        f"warning: step {step} was skipped: its loss or gradient is not finite"
-        f" ({row['bad_steps']} in a row)",
-        flush=True,
-      )
     if row["data_wait_share"] > WAIT_ADVICE and step - self._first_step > 100:
       print(
         "advice: training waits for data; prepare at a smaller --short_side or"
         " --frame_rate, or give the host more cores",
         flush=True,
       )
+
+  def note(self, step: int, event: str, words: str = "", **facts: Any) -> None:
+    """Writes an event, and prints `warning: WORDS` where there are any.
+
+    Args:
+      step: the last one that is done.
+      event: its kind, one word.
+      words: for the person.
+      facts: more of it, fit for JSON.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    row = {"time": now, "step": step, "event": event}
+    row |= {"words": words} if words else {}
+    self._events.append(json.dumps(row | facts))
+    if words:
+      print(f"warning: {words}", flush=True)
 
   def evaluated(
     self, step: int, found: Mapping[str, float], chance: Mapping[str, float]
@@ -160,16 +165,6 @@ class Monitor:
     """Flushes everything."""
     if self._writer is not None:
       self._writer.close()
-
-
-def read_lines(path: epath.Path) -> list[str]:
-  """The whole lines of a file, none where there is no file.
-
-  A last line without its end was being written when the run was stopped.
-  """
-  if not path.exists():
-    return []
-  return path.read_text().split("\n")[:-1]
 
 
 def resident_memory_mib() -> float:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from calince_jax import build, checkpoint
+from calince_jax import build, checkpoint, run_folder
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
 from calince_jax.inference import TOKENIZER, VideoTextModel
@@ -29,7 +29,7 @@ def open_run(
     UserError: not the folder of a run, or no such checkpoint.
   """
   check_choice("params", params, PARAMS)
-  config = checkpoint.read_config(workdir)
+  config = run_folder.read_config(workdir)
   step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
   tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = build.objective(config)

@@ -1,4 +1,4 @@
-"""The mesh, the rules that lay parameters on it, and the start of a cluster.
+"""The mesh and the rules that lay parameters on it.
 
 One mesh with the axes `data` and `model`. A rule is (regular expression over
 the parameter's path, how to shard it); the first that matches decides, and a
@@ -19,7 +19,6 @@ from calince_jax.errors import UserError
 # Rule: `replicate`, `fsdp` (the largest axis that the mesh's `data` axis
 # divides), or `model` (likewise for the `model` axis, and the largest axis
 # that is left for `data`).
-DISTRIBUTED = ("off", "auto", "manual")
 RULES = ("replicate", "fsdp", "model")
 
 
@@ -133,47 +132,3 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
       f"batch_size={batch_size} is not a multiple of the {ways} devices that"
       " share it"
     )
-
-
-def start_cluster(
-  distributed: str,
-  coordinator_address: str | None,
-  num_processes: int | None,
-  process_id: int | None,
-) -> None:
-  """Joins the other processes of a run, where there are any.
-
-  Args:
-    distributed: `off`, one process (or `manual`, where an address is given);
-      `auto`, what Cloud TPU, Slurm or another cluster that JAX knows tells of
-      itself; `manual`, the arguments below.
-    coordinator_address: HOST:PORT of process 0.
-    num_processes: of the whole run.
-    process_id: this one's number.
-
-  Raises:
-    UserError: the arguments do not fit, or no cluster is found.
-  """
-  given = (coordinator_address, num_processes, process_id)
-  if distributed == "off" and coordinator_address is not None:
-    distributed = "manual"
-  if distributed == "manual":
-    if any(value is None for value in given):
-      raise UserError(
-        "--distributed=manual needs --coordinator_address, --num_processes"
-        " and --process_id"
-      )
-    jax.distributed.initialize(*given)
-  elif any(value is not None for value in given):
-    raise UserError(
-      "--coordinator_address, --num_processes and --process_id go with"
-      " --distributed=manual"
-    )
-  elif distributed == "auto":
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise UserError(
-        f"--distributed=auto found no cluster ({error}); start on Cloud TPU or"
-        " under srun, or use --distributed=manual"
-      ) from error

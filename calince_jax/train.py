@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 # Its start-up remarks would stand between the lines of progress.
@@ -18,19 +17,22 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import jax
 import numpy as np
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from calince_jax import (
   build,
   checkpoint,
+  cluster,
   command_line,
   compile_cache,
+  run_folder,
   sharding,
   train_loop,
 )
 from calince_jax.errors import UserError
 from calince_jax.monitor import Monitor
+from calince_jax.stop_signal import StopSignal
+from calince_jax.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Options:
   coordinator_address: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
+  start_timeout: float = 300.0
+  peer_timeout: float = 60.0
 
 
 def define_flags() -> None:
@@ -52,26 +56,61 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "distributed",
     Options.distributed,
-    sharding.DISTRIBUTED,
+    cluster.DISTRIBUTED,
     "how the processes of a run find each other",
   )
   flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0")
   flags.DEFINE_integer("num_processes", None, "of the whole run")
   flags.DEFINE_integer("process_id", None, "of this process")
+  flags.DEFINE_float(
+    "start_timeout",
+    Options.start_timeout,
+    "seconds for all processes to join",
+    1.0,
+  )
+  flags.DEFINE_float(
+    "peer_timeout",
+    Options.peer_timeout,
+    "seconds without a sign of life after which a process is lost",
+    1.0,
+  )
   flags.mark_flags_as_required(["config", "workdir"])
 
 
 def train(options: Options) -> None:
-  """Mesh, data, model, state, loop."""
-  compile_cache.enable()
-  config, workdir = options.config.to_dict(), options.workdir
+  """Joins the other processes of the run, and trains with them."""
+  config = options.config.to_dict()
   build.check_numbers(config)
-  sharding.start_cluster(
-    options.distributed,
-    options.coordinator_address,
-    options.num_processes,
-    options.process_id,
+  compile_cache.enable()
+  with (
+    cluster.joined(
+      options.distributed,
+      options.coordinator_address,
+      options.num_processes,
+      options.process_id,
+      start_timeout=options.start_timeout,
+      peer_timeout=options.peer_timeout,
+    ),
+    StopSignal().listening() as stop,
+    watchdog(config, options.workdir) as dog,
+  ):
+    train_together(config, options.workdir, stop, dog)
+
+
+def watchdog(config: dict[str, Any], workdir: str) -> Watchdog:
+  """That of this process."""
+  me = jax.process_index()
+  return Watchdog(
+    f"{workdir}/stall{f'-{me}' if me else ''}.txt",
+    config["stall_seconds"],
+    end=lambda words: cluster.tell(words, status=1),
   )
+
+
+def train_together(
+  config: dict[str, Any], workdir: str, stop: StopSignal, dog: Watchdog
+) -> None:
+  """Mesh, data, model, state, loop."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   data = open_data(config)
   training = build.training(
@@ -79,23 +118,55 @@ def train(options: Options) -> None:
   )
 
   if jax.process_index() == 0:
-    checkpoint.write_config(workdir, config)
-    keep_tokenizer(workdir, data["tokenizer"])
+    run_folder.write_config(workdir, config)
+    run_folder.keep_tokenizer(workdir, data["tokenizer"])
+    run_folder.keep_data(workdir, data["folders"], data["infos"])
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
-    state, first_step = start_or_resume(manager, training, config["seed"])
+    state, first_step, visits = start_or_resume(
+      manager, training, config["seed"]
+    )
     if jax.process_index() == 0:
-      say_what_runs(config, data, mesh, training, state)
-    batches = train_batches(config, data, mesh, first_step)
+      say_what_runs(config, workdir, data, mesh, training, state)
     retrieval = open_watch(config, data, mesh, training)
     with open_monitor(config, workdir, first_step) as monitor:
       state = train_loop.loop(
-        config, mesh, training, state, batches, manager, monitor, retrieval
+        train_loop.Run(
+          config=config,
+          mesh=mesh,
+          training=training,
+          batches=train_batches(config, data, mesh, first_step),
+          manager=manager,
+          monitor=monitor,
+          retrieval=retrieval,
+          visits=visits,
+          stop=stop,
+          dog=dog,
+        ),
+        state,
       )
-    checkpoint.save(manager, int(state.step), state, config)
-  if jax.process_index() == 0:
-    print(f"finished: step {int(state.step)} in {workdir}", flush=True)
+      checkpoint.wait(manager)
+      report_end(config, workdir, int(state.step), monitor)
+
+
+def report_end(
+  config: dict[str, Any], workdir: str, step: int, monitor: Monitor | None
+) -> None:
+  """Says whether the run is finished or was stopped; it is saved."""
+  if monitor is None:
+    return
+  total = config["total_steps"]
+  if step == total:
+    monitor.note(step, "finished")
+    print(f"finished: step {step} in {workdir}", flush=True)
+  else:
+    monitor.note(step, "stopped", reason="SIGTERM")
+    print(
+      f"stopped: saved step {step} of {total} in {workdir}; the same command"
+      " goes on",
+      flush=True,
+    )
 
 
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +180,7 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
   infos = [clip_dataset.read_info(folder) for folder in folders]
   path = build.common_tokenizer(folders)
   return {
+    "folders": folders,
     "infos": infos,
     "weights": weights,
     "readers": [
@@ -200,25 +272,13 @@ def train_batches(
   )
 
 
-def keep_tokenizer(workdir: str, path: Path) -> None:
-  """Copies the data's tokenizer to the run, or checks that it is the run's."""
-  kept = epath.Path(workdir) / "tokenizer.model"
-  if not kept.exists():
-    kept.write_bytes(path.read_bytes())
-  elif kept.read_bytes() != path.read_bytes():
-    raise UserError(
-      f"{path} is not the tokenizer that {workdir} began with: its data was"
-      " prepared anew; choose another --workdir"
-    )
-
-
 def start_or_resume(
   manager: Any, training: build.Training, seed: int
-) -> tuple[Any, int]:
-  """A fresh state, or that of the last checkpoint; and its step."""
+) -> tuple[Any, int, dict[str, np.ndarray]]:
+  """A fresh state, or that of the last checkpoint; its step; its visits."""
   step = manager.latest_step()
   if step is None:
-    return training.start(seed), 0
+    return training.start(seed), 0, {}
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
@@ -226,7 +286,8 @@ def start_or_resume(
     training.abstract,
     training.layout,
   )
-  return checkpoint.restore(manager, step, abstract), step
+  state = checkpoint.restore(manager, step, abstract)
+  return state, step, checkpoint.restore_visits(manager, step)
 
 
 @contextlib.contextmanager
@@ -246,6 +307,12 @@ def open_monitor(
     batch_size=config["batch_size"],
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
+  monitor.note(
+    first_step,
+    "resumed" if first_step else "started",
+    processes=jax.process_count(),
+    devices=jax.device_count(),
+  )
   try:
     yield monitor
   finally:
@@ -254,6 +321,7 @@ def open_monitor(
 
 def say_what_runs(
   config: dict[str, Any],
+  workdir: str,
   data: dict[str, Any],
   mesh: Any,
   training: build.Training,
@@ -274,6 +342,12 @@ def say_what_runs(
     f" of {config['total_steps']}",
     flush=True,
   )
+  for name in checkpoint.half_written(workdir):
+    print(
+      f"note: checkpoints/{name} was left half-written and is not used; it can"
+      " be deleted",
+      flush=True,
+    )
 
 
 def how_a_step_goes(config: dict[str, Any], training: build.Training) -> str:

@@ -29,6 +29,7 @@ class TrainState:
   calibration: dict[str, Any]  # what is known of the scores of the pairs
   random_key: jax.Array  # uint32 [2]; with the step, all randomness
   bad_steps: jax.Array  # int32 [], non-finite steps in a row
+  skipped_steps: jax.Array  # int32 [], non-finite steps in all
 
 
 def init_state(
@@ -56,6 +57,7 @@ def init_state(
     calibration=calibration.init_state(num_pairs),
     random_key=jax.random.key_data(jax.random.key(seed)),
     bad_steps=jnp.zeros((), jnp.int32),
+    skipped_steps=jnp.zeros((), jnp.int32),
   )
 
 
@@ -79,6 +81,7 @@ def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
     "text_mask": jnp.ones((B, L), bool),
     "pair_index": jnp.arange(B, dtype=jnp.int32),
     "matched": jnp.ones((B,), jnp.int8),
+    "stop": jnp.zeros((B,), bool),
   }
 
 
@@ -94,7 +97,8 @@ def make_train_step(
   """The function (state, batch) -> (state, metrics), to be jitted.
 
   A step whose loss or gradient is not finite leaves everything as it was, but
-  for `step` and `bad_steps`, and says so in `metrics["skipped"]`.
+  for `step` and the counters of such steps, and says so in
+  `metrics["skipped"]`.
 
   Args:
     model: see models/cali_nce.py.
@@ -107,8 +111,9 @@ def make_train_step(
 
   Returns:
     The function. `metrics` holds scalars, a histogram, and `pairs`: for each
-    pair of the global batch [B] its `matched`, `score`, `confidence` and
-    `weight`, see losses/objective.py.
+    pair of the global batch [B] its `pair_index`, `matched`, `score`,
+    `confidence`, `weight` and whether all of it is `finite`, see
+    losses/objective.py.
   """
 
   def encode(params, ema_params, batch, key):
@@ -185,6 +190,7 @@ def make_train_step(
     state = state.replace(
       step=state.step + 1,
       bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+      skipped_steps=state.skipped_steps + ~finite,
       **updated,
     )
     metrics = aux["metrics"] | {
@@ -192,6 +198,7 @@ def make_train_step(
       "duplicate_rate": duplicate_rate(batch["text_ids"]),
       "skipped": ~finite,
       "bad_steps": state.bad_steps,
+      "skipped_steps": state.skipped_steps,
       "pairs": aux["pairs"],
     }
     return state, metrics
@@ -215,9 +222,21 @@ def momentum_embeddings(
 
 
 def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
-  """`step` jitted over a mesh: the state laid out by `layout` and donated."""
+  """`step` jitted over a mesh: the state laid out by `layout` and donated.
+
+  The batch has one more field, `stop` bool [B]: True in the rows of a process
+  that is asked to end. `metrics["stop"]`, bool [], then is True in all of them,
+  so that all end at the same step without another word.
+  """
+
+  def step_of_all(state, batch):
+    stop = batch["stop"].any()
+    rest = {name: value for name, value in batch.items() if name != "stop"}
+    state, metrics = step(state, rest)
+    return state, metrics | {"stop": stop}
+
   return jax.jit(
-    step,
+    step_of_all,
     donate_argnums=0,
     in_shardings=(layout, sharding.batch_sharding(mesh)),
     out_shardings=(layout, sharding.replicated(mesh)),

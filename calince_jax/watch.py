@@ -140,6 +140,9 @@ def _captions(reader, tokenizer, length):
   }
 
 
+WATCHED = ("matched", "score", "confidence", "weight")
+
+
 class PairWatch:
   """Collects what the train step says of its pairs; see `summary`."""
 
@@ -155,6 +158,17 @@ class PairWatch:
     """
     self._seen.append(pairs)
 
+  def visits(self) -> dict[str, np.ndarray]:
+    """What `add` has taken since the last `summary`, joined; {} if nothing.
+
+    Saved with a checkpoint, and given to `add` of a new PairWatch, it lets a
+    run that goes on there say the same of its pairs.
+    """
+    return {
+      name: np.concatenate([np.asarray(pairs[name]) for pairs in self._seen])
+      for name in (WATCHED if self._seen else ())
+    }
+
   def summary(self) -> dict[str, float]:
     """Judges the visits since the last call, and forgets them.
 
@@ -169,11 +183,7 @@ class PairWatch:
     """
     if not self._seen:
       return {}
-    names = ("matched", "score", "confidence", "weight")
-    matched, score, confidence, w = (
-      np.concatenate([np.asarray(pairs[name]) for pairs in self._seen])
-      for name in names
-    )
+    matched, score, confidence, w = self.visits().values()
     self._seen = []
     known = matched != calibration.UNKNOWN
     if not known.any():

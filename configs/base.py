@@ -26,6 +26,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 1_000  # steps
   config.keep_checkpoints = 3  # the latest ones
   config.max_bad_steps = 20  # non-finite steps in a row that end the run
+  # Without progress for so long, the run writes where it stands, and after
+  # twice as long it ends. Compiling counts: give it more than that. 0: never.
+  config.stall_seconds = 1800
+  config.alarms = ml_collections.ConfigDict()  # 0 turns one off
+  # A loss so many robust standard deviations above those before it.
+  config.alarms.loss_spike = 10.0
+  # Confidences collapse: the effective sample size, as a share of the batch.
+  config.alarms.effective_sample_share = 0.05
   # Zero-shot retrieval during training; 0: never. A multiple of log_every.
   config.evaluate_every = 0  # steps
   config.evaluate_splits = "val"  # separated by commas

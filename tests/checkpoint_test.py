@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calince_jax import checkpoint, sharding
+from calince_jax import checkpoint, run_folder, sharding
 from calince_jax.errors import UserError
 
 
@@ -57,7 +57,7 @@ def test_the_configuration_lies_in_each_checkpoint(saved):
   for step in (2, 3):
     file = saved / "checkpoints" / str(step) / "config" / "metadata"
     assert json.loads(file.read_text()) == {
-      "format_version": checkpoint.FORMAT_VERSION,
+      "format_version": run_folder.FORMAT_VERSION,
       "config": json.loads(json.dumps(CONFIG)),
     }
 
@@ -116,12 +116,12 @@ CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
 
 
 def test_the_configuration_comes_back(tmp_path):
-  checkpoint.write_config(str(tmp_path), CONFIG)
-  checkpoint.write_config(str(tmp_path), CONFIG)
-  read = checkpoint.read_config(str(tmp_path))
+  run_folder.write_config(str(tmp_path), CONFIG)
+  run_folder.write_config(str(tmp_path), CONFIG)
+  read = run_folder.read_config(str(tmp_path))
   assert read["model"] == {"size": "S", "tubelet": [2, 4]}
   document = json.loads((tmp_path / "config.json").read_text())
-  assert document["format_version"] == checkpoint.FORMAT_VERSION
+  assert document["format_version"] == run_folder.FORMAT_VERSION
 
 
 @pytest.mark.parametrize(
@@ -133,17 +133,17 @@ def test_the_configuration_comes_back(tmp_path):
   ],
 )
 def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
-  checkpoint.write_config(str(tmp_path), CONFIG)
+  run_folder.write_config(str(tmp_path), CONFIG)
   before = (tmp_path / "config.json").read_bytes()
   with pytest.raises(UserError, match=said):
-    checkpoint.write_config(str(tmp_path), changed)
+    run_folder.write_config(str(tmp_path), changed)
   assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_what_does_not_decide_the_run_may_change(tmp_path):
-  checkpoint.write_config(str(tmp_path), CONFIG)
-  checkpoint.write_config(str(tmp_path), CONFIG | {"log_every": 7})
-  assert checkpoint.read_config(str(tmp_path))["log_every"] == 7
+  run_folder.write_config(str(tmp_path), CONFIG)
+  run_folder.write_config(str(tmp_path), CONFIG | {"log_every": 7})
+  assert run_folder.read_config(str(tmp_path))["log_every"] == 7
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_what_does_not_decide_the_run_may_change(tmp_path):
 def test_a_damaged_or_newer_config_is_said(tmp_path, content, said):
   (tmp_path / "config.json").write_text(content)
   with pytest.raises(UserError, match=f"config.json.*{said}"):
-    checkpoint.read_config(str(tmp_path))
+    run_folder.read_config(str(tmp_path))
 
 
 def test_not_a_run(tmp_path):
   with pytest.raises(UserError, match="not the folder of a run"):
-    checkpoint.read_config(str(tmp_path))
+    run_folder.read_config(str(tmp_path))
 
 
 def test_a_bucket_stays_a_bucket(tmp_path, monkeypatch):

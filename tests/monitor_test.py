@@ -114,10 +114,23 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
   assert [row["step"] for row in rows(tmp_path)] == [2, 12]
 
 
-def test_a_skipped_step_is_said(tmp_path, capsys):
+def test_an_event_is_written_and_said(tmp_path, capsys):
   monitor = open_monitor(tmp_path)
-  monitor.log(2, METRICS | {"skipped": np.bool_(True), "bad_steps": 3})
-  assert "step 2 was skipped" in capsys.readouterr().out
+  monitor.note(0, "started", processes=2)
+  monitor.note(7, "skipped", "step 7 was skipped", pairs=[3])
+  monitor.close()
+  assert capsys.readouterr().out == "warning: step 7 was skipped\n"
+  # They stay when the run goes on from before them.
+  open_monitor(tmp_path, first_step=4).note(4, "resumed")
+  lines = (tmp_path / "events.jsonl").read_text().splitlines()
+  events = [json.loads(line) for line in lines]
+  assert [(e["step"], e["event"]) for e in events] == [
+    (0, "started"),
+    (7, "skipped"),
+    (4, "resumed"),
+  ]
+  assert events[1]["pairs"] == [3] and "words" not in events[0]
+  assert all(e["time"].endswith("+00:00") for e in events)
 
 
 def test_waiting_for_data_earns_advice_once_it_is_settled(tmp_path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config, tiny_flags, train_tiny, wait
 
-from calince_jax import checkpoint, inference, sharding
+from calince_jax import checkpoint, cluster, inference
 from calince_jax.errors import UserError
 
 SECONDS = 300
@@ -147,11 +147,18 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (("off", None, 2, 0), "go with --distributed=manual"),
+    (("off", None, None, 0), "go with --distributed=manual"),
+    (("off", None, 2, None), "goes with --distributed=manual or auto"),
     (("off", "localhost:1", None, 0), "needs.*--num_processes"),
     (("manual", None, 2, 0), "needs --coordinator_address"),
+    (("manual", "localhost", 2, 0), "localhost is not HOST:PORT"),
+    (("manual", "localhost:1", 2, 2), "process_id=2 is not one of the 2"),
   ],
 )
 def test_half_a_cluster_is_refused(arguments, message):
-  with pytest.raises(UserError, match=message):
-    sharding.start_cluster(*arguments)
+  limits = {"start_timeout": 9, "peer_timeout": 9}
+  with (
+    pytest.raises(UserError, match=message),
+    cluster.joined(*arguments, **limits),
+  ):
+    pass

@@ -13,6 +13,7 @@ from calince_jax import (
   build,
   checkpoint,
   inference,
+  run_folder,
   sharding,
   train,
   train_step,
@@ -106,7 +107,7 @@ def test_the_folder_of_a_run_holds_all_that_others_need(
 ):
   events = list((trained_run / "tensorboard").glob("events.out.tfevents.*"))
   assert len(events) == 1 and events[0].stat().st_size > 1000
-  config = checkpoint.read_config(str(trained_run))
+  config = run_folder.read_config(str(trained_run))
   assert config["data"]["datasets"] == str(tiny_dataset)
   assert config["total_steps"] == 6
   Tokenizer(trained_run / "tokenizer.model")

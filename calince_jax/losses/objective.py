@@ -120,9 +120,10 @@ def co_training_loss(
 
   Returns:
     The loss, float32 []; and a dict with `metrics` (scalars and a histogram),
-    `calibration` (the new state) and `pairs`, arrays [N]: `matched`, `score`
-    (what ranks the pairs), `confidence` (the posterior that a pair is clean)
-    and `weight` (what the loss used).
+    `calibration` (the new state) and `pairs`, arrays [N]: `pair_index`,
+    `matched`, `score` (what ranks the pairs), `confidence` (the posterior that
+    a pair is clean), `weight` (what the loss used), and `finite`, whether what
+    the model says of this pair alone is.
   """
   terms, metrics = {}, {}
   if objective.correspondence_weight:
@@ -153,6 +154,8 @@ def co_training_loss(
     terms["contrastive"] = weighted_mean(l, weights)
   if objective.predictive_weight:
     nats = predictive_loss(outputs["prediction"])
+    if "nats" in outputs["prediction"]:  # each pair's own
+      pairs["finite"] &= jnp.isfinite(nats)
     trust = weights if objective.weigh_predictive else jnp.ones_like(weights)
     terms["predictive"] = weighted_mean(nats, trust)
 
@@ -200,7 +203,10 @@ def _pairs(objective, outputs, batch, state, step):
     "confidence_mean": confidence.mean(),
     "confidence_histogram": jnp.histogram(confidence, bins=edges)[0],
   }
+  finite = [jnp.isfinite(score[:, 0]) for score in scores.values()]
   pairs = {
+    "pair_index": batch["pair_index"],
+    "finite": jnp.stack(finite).all(axis=0),
     "matched": batch["matched"],
     "score": x,
     "confidence": confidence,

@@ -1,0 +1,61 @@
+"""Makes a golden checkpoint: the folder of a run as this version writes it.
+
+    python tests/goldens/make_checkpoint.py   # checkpoint_vVERSION.tar.xz here
+
+Run it once for each new run_folder.FORMAT_VERSION, before the next one comes;
+the older files stay, and tests/checkpoint_test.py goes on from each of them.
+"""
+
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import conftest  # eight devices
+import jax
+import numpy as np
+
+from calince_jax import build, checkpoint, run_folder, sharding, train
+
+STEP = 3
+
+
+def pattern(leaf: np.ndarray) -> np.ndarray:
+  """What each leaf is filled with: it compresses to nothing."""
+  return (np.arange(leaf.size) % 7).reshape(leaf.shape).astype(leaf.dtype)
+
+
+def main() -> None:
+  """Writes the folder of a run, and packs it."""
+  with tempfile.TemporaryDirectory() as folder:
+    data, run = Path(folder) / "data", Path(folder) / "run"
+    data.mkdir()
+    conftest.write_tiny_dataset(data)
+    config = conftest.tiny_config(data).to_dict()
+    opened = train.open_data(config)
+    mesh = sharding.make_mesh()
+    training = build.training(config, mesh, vocab_size=80, num_pairs=104)
+    state = jax.tree.map(
+      lambda leaf, place: jax.device_put(pattern(leaf), place),
+      training.abstract,
+      training.layout,
+    )
+    state = state.replace(
+      step=jax.device_put(np.int32(STEP), sharding.replicated(mesh))
+    )
+    config["data"]["datasets"] = "data"
+    run_folder.write_config(str(run), config)
+    run_folder.keep_tokenizer(str(run), opened["tokenizer"])
+    with checkpoint.open_checkpoints(str(run)) as manager:
+      checkpoint.save(manager, STEP, state, config)
+    name = f"checkpoint_v{run_folder.FORMAT_VERSION}.tar.xz"
+    with tarfile.open(HERE / name, "w:xz") as archive:
+      archive.add(run, ".")
+  print(f"wrote {HERE / name}")
+
+
+if __name__ == "__main__":
+  main()
