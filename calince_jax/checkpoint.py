@@ -7,6 +7,8 @@ a run can be continued, evaluated or exported from its folder alone.
 
 import contextlib
 import functools
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +46,11 @@ def open_checkpoints(
   Raises:
     UserError: at the end, what was still to be saved cannot be.
   """
+  with _without_echo():
+    yield from _open(workdir, keep, read_only)
+
+
+def _open(workdir, keep, read_only):
   manager = ocp.CheckpointManager(
     checkpoints_folder(workdir),
     options=ocp.CheckpointManagerOptions(
@@ -60,6 +67,30 @@ def open_checkpoints(
     raise
   with _saving(manager):
     manager.close()
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+  """Keeps quiet what Orbax's threads print of a fault that they raise as well.
+
+  It would stand between the person and the one line that says what to do.
+  """
+  of_thread, unraisable = threading.excepthook, sys.unraisablehook
+
+  def quiet_thread(arguments):
+    if not type(arguments.thread).__module__.startswith("orbax"):
+      of_thread(arguments)
+
+  def quiet_unraisable(arguments):
+    if str(arguments.exc_value) != "Event loop is closed":
+      unraisable(arguments)
+
+  threading.excepthook = quiet_thread
+  sys.unraisablehook = quiet_unraisable
+  try:
+    yield
+  finally:
+    threading.excepthook, sys.unraisablehook = of_thread, unraisable
 
 
 def half_written(workdir: str) -> list[str]:
@@ -111,6 +142,8 @@ def _saving(manager):
   """Says in words what Orbax raises of a disk, perhaps of an earlier save."""
   try:
     yield
+  except jax.errors.JaxRuntimeError:  # of the devices, or of another process
+    raise
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(
       f"no checkpoint can be saved in {manager.directory}"

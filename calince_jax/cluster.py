@@ -10,6 +10,7 @@ waiting, and then abort.
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -24,7 +25,12 @@ from calince_jax.errors import UserError
 
 DISTRIBUTED = ("off", "auto", "manual")
 HINT_SECONDS = 20.0  # of waiting for others, before a word about it
+WORD_MS = 2_000  # of one call that waits for word; an end takes so long
 READ_SECONDS = 3.0  # for others to read why a process ends
+
+# What collectives say when a process at the other end has died.
+LOST = re.compile(r"gloo|nccl|connection|unavailable|peer", re.IGNORECASE)
+AGAIN = "the same commands go on from the last checkpoint"
 
 _ENDED, _ALIVE = "calince_jax/ended", "calince_jax/alive"
 _finished = threading.Event()
@@ -80,12 +86,14 @@ def joined(
     yield
     return
   _finished.clear()
-  _watch(peer_timeout)
+  threads = _watch(peer_timeout)
   try:
     yield
   except BaseException as error:
     _end_with(error)
   _finished.set()
+  for thread in threads:  # a thread in C++ must not outlive the interpreter
+    thread.join()
   _client().key_value_set(_sign(jax.process_index()), "finished", True)
 
 
@@ -184,22 +192,24 @@ def _time_limit(seconds, given):
 
 
 def _watch(peer_timeout):
-  for target, arguments in (
-    (_wait_for_word, ()),
-    (_give_signs, (peer_timeout,)),
-  ):
-    threading.Thread(target=target, args=arguments, daemon=True).start()
+  threads = [
+    threading.Thread(target=_wait_for_word, daemon=True),
+    threading.Thread(target=_give_signs, args=(peer_timeout,), daemon=True),
+  ]
+  for thread in threads:
+    thread.start()
+  return threads
 
 
 def _wait_for_word():
   """Ends this process when another has ended by an error."""
   while not _finished.is_set():
     try:
-      words = _client().blocking_key_value_get(_ENDED, 60_000)
+      words = _client().blocking_key_value_get(_ENDED, WORD_MS)
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" in str(error):
         continue
-      words = "process 0 of the run is gone"
+      words = f"process 0 of the run is gone; {AGAIN}"
     if not _finished.is_set():
       with _ending:  # or this process is the one that tells
         _end(words, 1)
@@ -225,7 +235,7 @@ def _give_signs(peer_timeout):
       elif sign != "finished" and now - seen[process][1] > peer_timeout:
         tell(
           f"process {process} of the run has given no sign of life for"
-          f" {peer_timeout:g} s (--peer_timeout)",
+          f" {peer_timeout:g} s (--peer_timeout); {AGAIN}",
           status=1,
         )
 
@@ -250,12 +260,15 @@ def _end_with(error):
     tell(f"{me}: {error}", status=2)
   if isinstance(error, KeyboardInterrupt):
     tell(f"{me} was interrupted", status=2)
+  why = str(error).split("\n")[0]
+  if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(why):
+    tell(f"{me} has lost the others ({why[:200]}); {AGAIN}", status=1)
   traceback.print_exception(error)
-  tell(f"{me} ended by {type(error).__name__}: {error}", status=1)
+  tell(f"{me} ended by {type(error).__name__}: {error}; {AGAIN}", status=1)
 
 
 def _end(words, status) -> NoReturn:
-  _say(f"error: {words}; the same commands go on from the last checkpoint")
+  _say(f"error: {words}")
   # Not through the shutdown of JAX, which waits for those that are gone.
   os._exit(status)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calince_jax import checkpoint, run_folder, sharding
+from calince_jax import build, checkpoint, run_folder, sharding, train
 from calince_jax.errors import UserError
 
 
@@ -28,6 +30,9 @@ def shapes_of(state):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state,
   )
+
+
+CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
 
 
 @pytest.fixture
@@ -112,62 +117,103 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
     checkpoint.restore_parts(str(tmp_path), None, ["params"])
 
 
-CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
-
-
-def test_the_configuration_comes_back(tmp_path):
-  run_folder.write_config(str(tmp_path), CONFIG)
-  run_folder.write_config(str(tmp_path), CONFIG)
-  read = run_folder.read_config(str(tmp_path))
-  assert read["model"] == {"size": "S", "tubelet": [2, 4]}
-  document = json.loads((tmp_path / "config.json").read_text())
-  assert document["format_version"] == run_folder.FORMAT_VERSION
-
-
-@pytest.mark.parametrize(
-  "changed, said",
-  [
-    (CONFIG | {"seed": 1}, "seed: 0 became 1"),
-    (CONFIG | {"model": {"size": "S"}}, "model.tubelet is gone"),
-    (CONFIG | {"more": 1}, "more is new"),
-  ],
-)
-def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
-  run_folder.write_config(str(tmp_path), CONFIG)
-  before = (tmp_path / "config.json").read_bytes()
-  with pytest.raises(UserError, match=said):
-    run_folder.write_config(str(tmp_path), changed)
-  assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_what_does_not_decide_the_run_may_change(tmp_path):
-  run_folder.write_config(str(tmp_path), CONFIG)
-  run_folder.write_config(str(tmp_path), CONFIG | {"log_every": 7})
-  assert run_folder.read_config(str(tmp_path))["log_every"] == 7
-
-
-@pytest.mark.parametrize(
-  "content, said",
-  [
-    ('{"format_version": 1, "con', "damaged"),
-    ('{"config": {}}', "damaged.*format_version"),
-    ("[1]", "damaged"),
-    ('{"format_version": 99, "config": {}}', "99, newer"),
-  ],
-)
-def test_a_damaged_or_newer_config_is_said(tmp_path, content, said):
-  (tmp_path / "config.json").write_text(content)
-  with pytest.raises(UserError, match=f"config.json.*{said}"):
-    run_folder.read_config(str(tmp_path))
-
-
-def test_not_a_run(tmp_path):
-  with pytest.raises(UserError, match="not the folder of a run"):
-    run_folder.read_config(str(tmp_path))
-
-
 def test_a_bucket_stays_a_bucket(tmp_path, monkeypatch):
   folder = checkpoint.checkpoints_folder
   assert str(folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
   monkeypatch.chdir(tmp_path)
   assert str(folder("run")) == str(tmp_path / "run" / "checkpoints")
+
+
+# ------------------------------------------------------- what may go wrong
+
+
+def test_the_visits_come_back(tmp_path, rng):
+  visits = {"score": rng.random(7), "matched": np.ones(7, np.int8)}
+  state = state_on(sharding.make_mesh(), P())
+  with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
+    checkpoint.save(manager, 1, state, CONFIG, visits)
+    checkpoint.save(manager, 2, state, CONFIG)
+    checkpoint.wait(manager)
+    found = checkpoint.restore_visits(manager, 1)
+    assert checkpoint.restore_visits(manager, 2) == {}
+  assert found.keys() == visits.keys()
+  for name, value in visits.items():
+    np.testing.assert_array_equal(found[name], value)
+    assert found[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("file", ["config/metadata", "state/_METADATA"])
+def test_a_damaged_checkpoint_is_said_and_the_earlier_named(saved, file):
+  damaged = saved / "checkpoints" / "3" / file
+  damaged.write_bytes(damaged.read_bytes()[:20])
+  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  with checkpoint.open_checkpoints(str(saved)) as manager:
+    with pytest.raises(UserError, match=r"checkpoint 3 .*there: 2, 3.*move 3"):
+      checkpoint.restore(manager, 3, wanted)
+    checkpoint.restore(manager, 2, wanted)
+
+
+def test_half_written_ones_are_listed_and_left_alone(saved):
+  folder = saved / "checkpoints"
+  assert checkpoint.half_written(str(saved)) == []
+  name = "5.orbax-checkpoint-tmp"
+  shutil.copytree(folder / "3", folder / name)
+  assert checkpoint.half_written(str(saved)) == [name]
+  state = state_on(sharding.make_mesh(), P("data"))
+  with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
+    checkpoint.save(manager, 4, state, CONFIG)
+  assert checkpoint.half_written(str(saved)) == [name]
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 4
+  # Saved again, the same step takes its place.
+  with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
+    checkpoint.save(manager, 5, state, CONFIG)
+  assert checkpoint.half_written(str(saved)) == []
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 5
+
+
+# ------------------------------------------------------- older formats
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def golden_run(version, folder):
+  """The folder of a run as that format wrote it."""
+  with tarfile.open(GOLDENS / f"checkpoint_v{version}.tar.xz") as archive:
+    archive.extractall(folder, filter="data")
+  return folder
+
+
+def test_there_is_a_golden_checkpoint_of_every_format():
+  names = {p.name for p in GOLDENS.glob("checkpoint_v*")}
+  versions = range(1, run_folder.FORMAT_VERSION + 1)
+  assert names == {f"checkpoint_v{v}.tar.xz" for v in versions}
+
+
+@pytest.mark.parametrize("ways", [(8, 1), (2, 2), (1, 1)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_checkpoints_can_be_read(version, ways, tmp_path):
+  run = golden_run(version, tmp_path)
+  config = run_folder.read_config(str(run))
+  assert config["micro_batches"] == 1 and "similarities" in config
+  mesh = jax.make_mesh(
+    ways,
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: ways[0] * ways[1]],
+  )
+  config["sharding"]["rules"] = [(".*", "model" if ways[1] > 1 else "fsdp")]
+  training = build.training(config, mesh, vocab_size=80, num_pairs=104)
+  with checkpoint.open_checkpoints(str(run)) as manager:
+    state, step, visits = train.start_or_resume(manager, training, seed=0)
+  assert step == 3 and visits == {}
+  assert state.step == 3 and state.skipped_steps == 0
+  spread = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    spread += not leaf.sharding.is_fully_replicated
+    assert leaf.sharding.mesh == mesh
+    if sharding.path_name(path) not in ("step", "skipped_steps"):
+      pattern = (np.arange(leaf.size) % 7).reshape(leaf.shape)
+      np.testing.assert_array_equal(leaf, pattern.astype(leaf.dtype))
+  assert bool(spread) == (mesh.size > 1)
+  step, parts = checkpoint.restore_parts(str(run), None, ["ema_params"])
+  assert step == 3 and jax.tree.leaves(parts)

@@ -99,6 +99,7 @@ def test_a_step_that_is_not_finite_changes_nothing(rng, start):
   )
   after, metrics = step(poisoned, batch)
   assert metrics["skipped"] and after.bad_steps == 1
+  assert metrics["skipped_steps"] == after.skipped_steps == 1
   assert after.step == 2
   for name in ("params", "opt_state", "ema_params", "calibration"):
     jax.tree.map(
@@ -108,6 +109,31 @@ def test_a_step_that_is_not_finite_changes_nothing(rng, start):
     )
   healed, metrics = step(after.replace(params=state.params), batch)
   assert not metrics["skipped"] and healed.bad_steps == 0
+  assert healed.skipped_steps == 1
+
+
+def test_the_pairs_to_blame_are_named(rng, start):
+  batch = batch_of(rng)
+  ids = np.array(batch["text_ids"])
+  ids[ids == 7] = 8
+  ids[[2, 11], 0] = 7  # the first token is never masked out
+  batch["text_ids"] = jnp.asarray(ids)
+  embedding = start.params["text_encoder"]["embedding"]["embedding"]
+  params = jax.tree.map(
+    lambda leaf: leaf.at[7].set(jnp.nan) if leaf is embedding else leaf,
+    start.params,
+  )
+  # Without prediction: its decoder's softmax has all tokens' embeddings in it.
+  objective = dataclasses.replace(OBJECTIVE, predictive_weight=0.0)
+  step = jax.jit(make_step(objective=objective))
+  _, metrics = step(start.replace(params=params), batch)
+  assert metrics["skipped"]
+  np.testing.assert_array_equal(
+    np.flatnonzero(~np.asarray(metrics["pairs"]["finite"])), [2, 11]
+  )
+  assert metrics["pairs"]["pair_index"].tolist() == list(range(16))
+  _, metrics = step(start, batch)
+  assert metrics["pairs"]["finite"].all() and not metrics["skipped"]
 
 
 def test_the_average_follows_the_parameters(rng, start):

@@ -141,6 +141,47 @@ def test_three_steps_and_three_are_six_to_the_last_bit(
   assert learning(interrupted) == learning(trained_run)
 
 
+def test_what_is_said_of_pairs_does_not_depend_on_where_it_was_resumed(
+  tiny_dataset, tmp_path
+):
+  changes = {
+    "total_steps": 8,
+    "evaluate_every": 4,  # the pairs of steps 5 to 8 are judged together
+    "evaluate_splits": "test",
+    "keep_checkpoints": 5,
+  }
+  config = tiny_config(tiny_dataset, changes=changes)
+  whole = train_tiny(tmp_path / "whole", config)
+  parts = tmp_path / "parts"
+  shutil.copytree(whole, parts)
+  shutil.rmtree(parts / "checkpoints" / "8")
+  train_tiny(parts, config)
+  events = (parts / "events.jsonl").read_text().splitlines()
+  assert [json.loads(e)["event"] for e in events][2:] == ["resumed", "finished"]
+  assert json.loads(events[2])["step"] == 6
+  assert learning(parts) == learning(whole)
+  assert "pairs/auc" in learning(parts)[-1]
+  assert_same_bits(state_of(parts, 8), state_of(whole, 8))
+
+
+def test_a_run_goes_on_with_another_layout(trained_run, tiny_dataset, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained_run, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "6")
+  changes = {
+    "sharding.model_parallel": 2,
+    "sharding.rules": (("kernel", "model"), (".*", "replicate")),
+  }
+  train_tiny(workdir, tiny_config(tiny_dataset, changes=changes))
+  for ours, theirs in zip(
+    learning(workdir), learning(trained_run), strict=True
+  ):
+    for name, value in theirs.items():
+      np.testing.assert_allclose(
+        ours[name], value, rtol=1e-3, atol=1e-3, err_msg=name
+      )
+
+
 def test_a_finished_run_is_left_as_it_is(interrupted, tiny_dataset):
   before = (interrupted / "metrics.jsonl").read_bytes()
   train_tiny(interrupted, tiny_config(tiny_dataset))

@@ -1,0 +1,124 @@
+"""A run's folder says what it was begun with, and refuses anything else."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import tiny_config, train_tiny
+
+from calince_jax import run_folder
+from calince_jax.data import clip_dataset
+from calince_jax.errors import UserError
+
+CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
+
+
+def test_the_configuration_comes_back(tmp_path):
+  run_folder.write_config(str(tmp_path), CONFIG)
+  run_folder.write_config(str(tmp_path), CONFIG)
+  read = run_folder.read_config(str(tmp_path))
+  assert read["model"] == {"size": "S", "tubelet": [2, 4]}
+  document = json.loads((tmp_path / "config.json").read_text())
+  assert document["format_version"] == run_folder.FORMAT_VERSION
+
+
+@pytest.mark.parametrize(
+  "changed, said",
+  [
+    (CONFIG | {"seed": 1}, "seed: 0 became 1"),
+    (CONFIG | {"model": {"size": "S"}}, "model.tubelet is gone"),
+    (CONFIG | {"more": 1}, "more is new"),
+  ],
+)
+def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
+  run_folder.write_config(str(tmp_path), CONFIG)
+  before = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(UserError, match=said):
+    run_folder.write_config(str(tmp_path), changed)
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_does_not_decide_the_run_may_change(tmp_path):
+  run_folder.write_config(str(tmp_path), CONFIG)
+  run_folder.write_config(str(tmp_path), CONFIG | {"log_every": 7})
+  assert run_folder.read_config(str(tmp_path))["log_every"] == 7
+
+
+@pytest.mark.parametrize(
+  "content, said",
+  [
+    ('{"format_version": 1, "con', "damaged"),
+    ('{"config": {}}', "damaged.*format_version"),
+    ("[1]", "damaged"),
+    ('{"format_version": 99, "config": {}}', "99, newer"),
+  ],
+)
+def test_a_damaged_or_newer_config_is_said(tmp_path, content, said):
+  (tmp_path / "config.json").write_text(content)
+  with pytest.raises(UserError, match=f"config.json.*{said}"):
+    run_folder.read_config(str(tmp_path))
+
+
+def test_not_a_run(tmp_path):
+  with pytest.raises(UserError, match="not the folder of a run"):
+    run_folder.read_config(str(tmp_path))
+
+
+def test_a_change_of_the_machine_is_no_other_run(tmp_path):
+  config = tiny_config(tmp_path).to_dict()
+  run_folder.write_config(str(tmp_path), config)
+  config["sharding"] = {"model_parallel": 2, "rules": [["bias", "replicate"]]}
+  config["micro_batches"] = 4
+  config["data"]["datasets"] = "elsewhere"
+  run_folder.write_config(str(tmp_path), config)
+  assert run_folder.read_config(str(tmp_path)) == json.loads(json.dumps(config))
+
+
+def test_an_older_configuration_is_filled_in(tmp_path):
+  config = {"seed": 3, "objective": {"power": 5.0}}
+  document = {"format_version": 1, "config": config}
+  (tmp_path / "config.json").write_text(json.dumps(document))
+  read = run_folder.read_config(str(tmp_path))
+  assert read["micro_batches"] == 1 and read["seed"] == 3
+  assert read["objective"] == {"power": 5.0, "mask_repeats": False}
+  assert read["similarities"]["form"] == "dense"
+  # What stands there counts.
+  config["micro_batches"] = 2
+  (tmp_path / "config.json").write_text(json.dumps(document))
+  assert run_folder.read_config(str(tmp_path))["micro_batches"] == 2
+
+
+def info(**changes):
+  made = clip_dataset.DatasetInfo(
+    format_version=1,
+    name="a",
+    frame_rate=8.0,
+    short_side=32,
+    splits={"train": {"clips": 4, "pairs": 5}},
+    num_pairs=5,
+    labels=[],
+    manifest_sha256="00",
+    settings={},
+  )
+  return dataclasses.replace(made, **changes)
+
+
+def test_data_may_move_but_not_change(tmp_path):
+  run = str(tmp_path)
+  run_folder.keep_data(run, ["x"], [info()])
+  run_folder.keep_data(run, ["moved"], [info(name="b")])
+  with pytest.raises(UserError, match="other does not hold.*manifest_sha256"):
+    run_folder.keep_data(run, ["other"], [info(manifest_sha256="01")])
+  with pytest.raises(UserError, match="1 data sets, not 2"):
+    run_folder.keep_data(run, ["x", "x"], [info(), info()])
+
+
+def test_a_run_refuses_other_data(trained_run, tiny_dataset, tmp_path):
+  other = tmp_path / "other"
+  other.mkdir()
+  for path in tiny_dataset.iterdir():
+    (other / path.name).write_bytes(path.read_bytes())
+  content = json.loads((other / "dataset.json").read_text())
+  (other / "dataset.json").write_text(json.dumps(content | {"num_pairs": 105}))
+  with pytest.raises(UserError, match="num_pairs: 104 became 105"):
+    train_tiny(trained_run, tiny_config(other))
