@@ -7,6 +7,7 @@ a run can be continued, evaluated or exported from its folder alone.
 
 import contextlib
 import functools
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,11 +47,7 @@ def open_checkpoints(
   Raises:
     UserError: at the end, what was still to be saved cannot be.
   """
-  with _without_echo():
-    yield from _open(workdir, keep, read_only)
-
-
-def _open(workdir, keep, read_only):
+  _without_echo()
   manager = ocp.CheckpointManager(
     checkpoints_folder(workdir),
     options=ocp.CheckpointManagerOptions(
@@ -69,9 +66,9 @@ def _open(workdir, keep, read_only):
     manager.close()
 
 
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-  """Keeps quiet what Orbax's threads print of a fault that they raise as well.
+@functools.cache
+def _without_echo() -> None:
+  """Keeps quiet what Orbax prints and logs of a fault that it raises as well.
 
   It would stand between the person and the one line that says what to do.
   """
@@ -87,10 +84,10 @@ def _without_echo() -> Iterator[None]:
 
   threading.excepthook = quiet_thread
   sys.unraisablehook = quiet_unraisable
-  try:
-    yield
-  finally:
-    threading.excepthook, sys.unraisablehook = of_thread, unraisable
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  logging.getLogger("absl").addFilter(
+    lambda record: "/orbax/" not in record.pathname
+  )
 
 
 def half_written(workdir: str) -> list[str]:
