@@ -7,6 +7,7 @@
     python -m benchmarks.noise_study
     python -m benchmarks.loss_memory    (and the others that it names)
     python -m benchmarks.loss_time
+    python -m benchmarks.survival
     python -m benchmarks.results
 
 A section whose folder is not there keeps its former text.
@@ -42,6 +43,7 @@ def define_flags() -> None:
   flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
   flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
+  flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
 
@@ -49,6 +51,14 @@ def loss_tables(folder: Path) -> str:
   """The tables of the contrastive loss, memory first."""
   return "\n\n".join(
     path.read_text().strip() for path in sorted(folder.glob("*.md"))
+  )
+
+
+def survival_tables(folder: Path) -> str:
+  """What was killed, the processes that lost another, and the long run."""
+  return "\n\n".join(
+    (folder / f"{part}.md").read_text().strip()
+    for part in ("kills", "peers", "soak")
   )
 
 
@@ -65,6 +75,7 @@ def main() -> None:
     "hard": (F.hard, ledger),
     "noise_study": (F.noise_study, noise_study_text.section),
     "loss": (F.loss, loss_tables),
+    "survival": (F.survival, survival_tables),
   }
   for name, (folder, make) in sections.items():
     if not Path(folder).is_dir():

@@ -139,6 +139,8 @@ class _Active:
   def poll(self) -> int | None:
     """None while it runs, then the first status that is not 0, or 0."""
     status = self._process.poll()
+    if status == 0 and _was_stopped(self.folder):
+      status = -signal.SIGTERM  # it saved itself, but it is not done
     if status == 0 and self._left:
       self._next()
       return None
@@ -165,6 +167,13 @@ class _Active:
       self._process.wait(max(seconds, 0))
     except subprocess.TimeoutExpired:
       self.signal(signal.SIGKILL)
+
+
+def _was_stopped(folder: Path) -> bool:
+  """Whether a run says that it ended because somebody asked it to."""
+  path = folder / "events.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return bool(lines) and json.loads(lines[-1])["event"] == "stopped"
 
 
 @contextlib.contextmanager

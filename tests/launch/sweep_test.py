@@ -260,6 +260,18 @@ def test_a_failure_is_shown_and_does_not_stop_the_others(tmp_path):
   assert "skip   good" in out.getvalue()
 
 
+def test_a_run_that_was_asked_to_stop_is_not_done(tmp_path):
+  folder, events = tmp_path / "run", tmp_path / "run" / "events.jsonl"
+  code = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
+  never = python(f"open({str(tmp_path / 'never')!r}, 'w')")
+  for event, failed in (("stopped", [folder]), ("finished", [])):
+    line = json.dumps({"event": event}) + "\n"
+    command = (sys.executable, "-c", code, str(events), line)
+    jobs = {folder: [command, *(never if failed else [])]}
+    assert run_all(jobs, num_workers=1, out=io.StringIO()) == failed
+  assert not (tmp_path / "never").exists()
+
+
 # The worker starts a child of its own; both must end.
 FAMILY = """
 import subprocess, sys, time
