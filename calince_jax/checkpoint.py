@@ -182,6 +182,7 @@ FREE_KEYS = (
   "evaluate_every",
   "evaluate_splits",
   "data.cache",
+  "data.max_bad_fraction",
 )
 
 

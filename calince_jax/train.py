@@ -77,6 +77,7 @@ def train(options: Options) -> None:
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
+  damage = open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
     checkpoint.write_config(workdir, config)
@@ -87,7 +88,7 @@ def train(options: Options) -> None:
     state, first_step = start_or_resume(manager, training, config["seed"])
     if jax.process_index() == 0:
       say_what_runs(config, data, mesh, training, state)
-    batches = train_batches(config, data, mesh, first_step)
+    batches = train_batches(config, data, mesh, first_step, damage)
     retrieval = open_watch(config, data, mesh, training)
     with open_monitor(config, workdir, first_step) as monitor:
       state = train_loop.loop(
@@ -177,8 +178,28 @@ def open_watch(
   )
 
 
+def open_damage_log(
+  config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
+) -> Any:
+  """The DamageLog of this process."""
+  from calince_jax.data.damage import DamageLog
+
+  rows = sharding.local_rows(config["batch_size"], mesh)
+  return DamageLog(
+    workdir,
+    data["readers"],
+    max_bad_fraction=config["data"]["max_bad_fraction"],
+    share=len(rows) / config["batch_size"],
+    process=jax.process_index(),
+  )
+
+
 def train_batches(
-  config: dict[str, Any], data: dict[str, Any], mesh: Any, first_step: int
+  config: dict[str, Any],
+  data: dict[str, Any],
+  mesh: Any,
+  first_step: int,
+  damage: Any = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's share of the batches from `first_step` on."""
   from calince_jax.data import pipeline
@@ -197,6 +218,7 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
     cache=config["data"]["cache"],
+    damage=damage,
   )
 
 

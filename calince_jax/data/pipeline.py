@@ -110,14 +110,17 @@ def train_batches(
     k = step * len(rows) + np.arange(len(rows) + SAMPLES_A_CALL)
     return samples.look_for_damage(position(k))
 
-  return _substituted(dataset, look_for_damage, first_step, damage)
+  def count(step):
+    samples.count(position(step * len(rows) + np.arange(len(rows))))
+
+  return _mended(dataset, look_for_damage, count, first_step)
 
 
-def _substituted(
+def _mended(
   dataset: Callable[[int], tf.data.Dataset],
   look_for_damage: Callable[[int], bool],
+  count: Callable[[int], None],
   step: int,
-  damage: DamageLog | None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches from `step` on; begun anew at one that cannot be made.
 
@@ -132,9 +135,7 @@ def _substituted(
         raise _named(error) from error
       made = clip_source.iterate(dataset(step))
       continue
-    data_set, substituted = batch.pop("data_set"), batch.pop("substituted")
-    if damage is not None:
-      damage.count(data_set, substituted)
+    count(step)
     yield batch
     step += 1
 

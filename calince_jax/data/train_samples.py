@@ -47,7 +47,9 @@ class TrainSamples:
     self._text_length = text_length
     self._seed = seed
     self._damage = damage
-    self._address = addresses(readers, weights, seed)
+    self._mix = Mix(weights)
+    sizes = [len(reader) for reader in readers]
+    self._address = addresses(self._mix, sizes, seed)
     self._load = (
       clip_source.from_memory(readers, settings)
       if cache
@@ -56,17 +58,16 @@ class TrainSamples:
     self._decoded = cache and clip_source.keeps_pictures(settings)
     # Records of which a sample did not decode: all of theirs are tried first.
     self._suspects: set[tuple[int, int]] = set()
+    self._substituted: set[int] = set()  # positions that are not counted yet
 
     def encode(text):
       ids, mask = tokenizer.encode([text], text_length)
       return ids[0], mask[0]
 
     self._encode = functools.cache(encode) if cache else encode
-    # pictures, box, flip, ids, mask, pair, matched, data set, substituted
-    self.types = [
-      tf.uint8 if self._decoded else tf.string, tf.int32, tf.bool,
-      tf.int32, tf.bool, tf.int32, tf.int8, tf.int32, tf.bool,
-    ]  # fmt: skip
+    # pictures, box, flip, ids, mask, pair, matched
+    self.types = [tf.uint8 if self._decoded else tf.string, tf.int32, tf.bool]
+    self.types += [tf.int32, tf.bool, tf.int32, tf.int8]
 
   def columns(self, p: np.ndarray) -> list[np.ndarray]:
     """The samples at the positions p [n], one array [n, ...] a field."""
@@ -77,7 +78,7 @@ class TrainSamples:
     ]
 
   def finish(
-    self, pictures, box, flip, ids, mask, pair, matched, data_set, substituted
+    self, pictures, box, flip, ids, mask, pair, matched
   ) -> dict[str, tf.Tensor]:
     """Decodes one sample of `columns` and names its fields."""
     T, S = self._settings.num_frames, self._settings.image_size
@@ -92,9 +93,16 @@ class TrainSamples:
       "text_mask": tf.ensure_shape(mask, [self._text_length]),
       "pair_index": tf.ensure_shape(pair, []),
       "matched": tf.ensure_shape(matched, []),
-      "data_set": tf.ensure_shape(data_set, []),
-      "substituted": tf.ensure_shape(substituted, []),
     }
+
+  def count(self, p: np.ndarray) -> None:
+    """Tells `damage` of the positions p [n], which were made and are used."""
+    if self._damage is not None:
+      substituted = np.array([one in self._substituted for one in p.tolist()])
+      self._substituted.difference_update(p.tolist())
+      self._damage.count(
+        self._mix.dataset[p % len(self._mix.dataset)], substituted
+      )
 
   def look_for_damage(self, p: np.ndarray) -> bool:
     """Decodes the samples at p [n] here, one by one.
@@ -114,17 +122,19 @@ class TrainSamples:
 
   def _sample(self, p, d, index, try_all=False):
     others = sampling.substitutes(self._seed, p, len(self._readers[d]))
-    for tries, one in enumerate(itertools.chain([index], others)):
+    for one in itertools.chain([index], others):
       try:
-        return *self._made(p, d, one, try_all), d, tries > 0
+        return self._made(p, d, one, try_all)
       except DamagedRecord as fault:
         if self._damage is None:
           raise
         self._damage.found(fault)
+        self._substituted.add(p)
     reader = self._readers[d]
     raise UserError(
-      f"{tries} clips of split {reader.split!r} in {reader.directory}, taken at"
-      " random, are all damaged; copy the folder again or prepare the data anew"
+      f"{sampling.SUBSTITUTES} clips of split {reader.split!r} in"
+      f" {reader.directory}, taken at random, are all damaged; copy the folder"
+      " again or prepare the data anew"
     )
 
   def _made(self, p, d, index, try_all):
@@ -159,22 +169,21 @@ class TrainSamples:
 
 
 def addresses(
-  readers: Sequence[ClipReader], weights: Sequence[float], seed: int
+  mix: Mix, sizes: Sequence[int], seed: int
 ) -> Callable[[np.ndarray], tuple[list[int], list[int]]]:
   """The function from positions [n] to data sets [n] and records [n]."""
-  mix = Mix(weights)
-  sizes = np.array([len(reader) for reader in readers])
+  sizes = np.array(sizes)
 
   def address(p):
     d, turn = np.array([mix(one) for one in p.tolist()]).T
     epoch, index = np.divmod(turn, sizes[d])
-    order = epoch * len(readers) + d
+    order = epoch * len(sizes) + d
     for one in np.unique(order):
       # Each epoch of each data set is in an order of its own.
       index[order == one] = tf.random.experimental.index_shuffle(
         index[order == one],
         np.array([seed, one], np.int32),
-        sizes[one % len(readers)] - 1,
+        sizes[one % len(sizes)] - 1,
       )
     return d.tolist(), index.tolist()
 
