@@ -190,18 +190,19 @@ class DamageLog:
   def _write(self):
     if not self._written:
       self._written = [[field.name for field in dataclasses.fields(Problem)]]
-    rows = self._written + self._waiting
     if "://" in str(self.path):  # a bucket's files cannot be appended to
-      self.path.write_bytes(_as_bytes(rows))
+      self.path.write_bytes(_as_bytes(self._written + self._waiting))
     elif self._torn:
       self.path.parent.mkdir(parents=True, exist_ok=True)
       partial = Path(f"{self.path}.partial")
-      partial.write_bytes(_as_bytes(rows))
+      partial.write_bytes(_as_bytes(self._written + self._waiting))
       os.replace(partial, self.path)
+      self._torn = False
     else:
       with open(self.path, "ab") as file:
         file.write(_as_bytes(self._waiting))
-    self._written, self._waiting, self._torn = rows, [], False
+    self._written += self._waiting
+    self._waiting = []
 
 
 def _as_bytes(rows):
