@@ -111,6 +111,7 @@ FREE_KEYS = (
   "alarms",
   "data.cache",
   "data.datasets",
+  "data.max_bad_fraction",
   "micro_batches",
   "model.remat",
   "sharding",

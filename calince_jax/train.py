@@ -116,6 +116,7 @@ def train_together(
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
+  damage = open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
     run_folder.write_config(workdir, config)
@@ -136,7 +137,8 @@ def train_together(
           config=config,
           mesh=mesh,
           training=training,
-          batches=train_batches(config, data, mesh, first_step),
+          batches=train_batches(config, data, mesh, first_step, damage),
+          damage=damage,
           manager=manager,
           monitor=monitor,
           retrieval=retrieval,
@@ -249,8 +251,28 @@ def open_watch(
   )
 
 
+def open_damage_log(
+  config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
+) -> Any:
+  """The DamageLog of this process."""
+  from calince_jax.data.damage import DamageLog
+
+  rows = sharding.local_rows(config["batch_size"], mesh)
+  return DamageLog(
+    workdir,
+    data["readers"],
+    max_bad_fraction=config["data"]["max_bad_fraction"],
+    share=len(rows) / config["batch_size"],
+    process=jax.process_index(),
+  )
+
+
 def train_batches(
-  config: dict[str, Any], data: dict[str, Any], mesh: Any, first_step: int
+  config: dict[str, Any],
+  data: dict[str, Any],
+  mesh: Any,
+  first_step: int,
+  damage: Any = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's share of the batches from `first_step` on."""
   from calince_jax.data import pipeline
@@ -269,6 +291,7 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
     cache=config["data"]["cache"],
+    damage=damage,
   )
 
 

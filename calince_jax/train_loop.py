@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from calince_jax import alarms, build, checkpoint, cluster, sharding
+from calince_jax.data.damage import DamageLog
 from calince_jax.errors import UserError
 from calince_jax.monitor import Monitor
 from calince_jax.stop_signal import StopSignal
@@ -23,6 +24,7 @@ class Run:
 
   Attributes:
     batches: this process's rows of each batch, from the state's step on.
+    damage: what was damaged in them.
     manager: of the checkpoints.
     monitor: of process 0; None in the others.
     retrieval: the RetrievalWatch, None where nothing is evaluated.
@@ -35,6 +37,7 @@ class Run:
   mesh: Any
   training: build.Training
   batches: Iterator[dict[str, np.ndarray]]
+  damage: DamageLog
   manager: Any
   monitor: Monitor | None
   retrieval: Any
@@ -144,6 +147,7 @@ class Settler:
     if monitor and (step % config["log_every"] == 0 or step == total):
       row = jax.device_get(metrics)
       row["learning_rate"] = self._run.training.schedule(step - 1)
+      row |= self._run.damage.counts()
       monitor.log(step, row | found)
       self._watch_weights(step, float(row["effective_sample_size"]))
       if found:

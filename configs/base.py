@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Keep the training split in memory: its decoded frames where min_crop_area
   # is 1, else its records.
   config.data.cache = False
+  config.data.max_bad_fraction = 0.01  # of samples that may be substituted
   # For studies: this share of the training clips gets another one's caption.
   config.data.mismatch = 0.0
   config.data.mismatch_seed = 0

@@ -12,7 +12,7 @@ A prepared data set is a folder:
 One record is one clip, a `tf.train.Example` of the fields of FEATURES. Frames
 are JPEG files, in the order of time; the reader hands them out undecoded, so
 that training decodes only the frames that it samples. ArrayRecord keeps a
-checksum of each chunk: a flipped bit is an error, never a wrong picture.
+checksum of each record: a flipped bit is an error, never a wrong picture.
 """
 
 import contextlib
@@ -25,9 +25,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from calince_jax.data import shard_files
+from calince_jax.data.damage import DamagedRecord
 from calince_jax.errors import UserError, check_choice
 
 FORMAT_VERSION = 1
@@ -270,22 +273,17 @@ class ClipReader:
       split: one of `read_info(directory).splits`.
 
     Raises:
-      UserError: not a prepared data set, unknown split, or a shard is missing.
+      UserError: not a prepared data set, unknown split, or a shard is missing
+        or not whole.
     """
     known = sorted(read_info(directory).splits)
     check_choice(f"the split of {directory}", split, known)
-    builder = tfds.builder_from_directory(os.fspath(directory))
-    # Shards in which no clip was usable hold nothing and are left out here.
-    files = builder.info.splits[split].file_instructions
-    missing = [f.filename for f in files if not os.path.exists(f.filename)]
-    if missing:
-      raise UserError(
-        f"{missing[0]} is missing ({len(missing)} of {len(files)} shards); "
-        "copy the whole folder or prepare the data anew"
-      )
-    self._directory = directory
-    self._split = split
-    self._records = array_record_data_source.ArrayRecordDataSource(files)
+    lengths, num_bytes = shard_files.read_lengths(directory, split)
+    count = len(lengths)
+    paths = [shard_path(directory, split, i, count) for i in range(count)]
+    self.directory = os.fspath(directory)
+    self.split = split
+    self._records = shard_files.ShardFiles(paths, lengths, num_bytes)
 
   def __len__(self) -> int:
     """Returns the number of clips."""
@@ -305,7 +303,7 @@ class ClipReader:
 
     Raises:
       IndexError: an index is out of range.
-      UserError: a record is damaged.
+      DamagedRecord: a record cannot be read.
     """
     return [self._read_one(int(index)) for index in indices]
 
@@ -313,17 +311,36 @@ class ClipReader:
     if not 0 <= index < len(self):
       raise IndexError(f"clip {index} of {len(self)}")
     try:
-      return decode_record(self._records[index])
-    except Exception as error:  # array_record and protobuf raise their own
-      raise UserError(
-        f"clip {index} of split {self._split!r} in {self._directory} cannot be "
-        f"read, its shard is damaged ({error}); copy it again or prepare the "
-        "data anew"
+      return decode_record(self._records.read(index))
+    except (shard_files.BadShard, ValueError) as error:
+      raise DamagedRecord(
+        self.directory, self.split, index, str(error)
       ) from error
 
 
 def decode_record(data: bytes) -> dict[str, Any]:
-  """The inverse of `encode_record`."""
+  """The inverse of `encode_record`.
+
+  Raises:
+    ValueError: these are not the bytes of a record.
+  """
+  try:
+    record = _parse(data)
+  except (DecodeError, IndexError, UnicodeDecodeError) as error:
+    raise ValueError(f"it is no record of a clip ({error})") from None
+  captions = {len(record[name]) for name in _TEXTS + _INTS}
+  if len(captions) > 1 or not all(record[name] for name in _TEXTS + _BYTES):
+    raise ValueError(
+      f"{len(record['frames'])} frames, {len(record['texts'])} texts, "
+      f"{len(record['pair_indices'])} pair indices and "
+      f"{len(record['matched'])} truths are no clip"
+    )
+  if min(record["width"], record["height"]) < 1:
+    raise ValueError(f"{record['width']} x {record['height']} pixels")
+  return record
+
+
+def _parse(data):
   # Parsed here, not by TFDS, which would decode every JPEG.
   field = tf_example_pb2.Example.FromString(data).features.feature
   record: dict[str, Any] = {}

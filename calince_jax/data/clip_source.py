@@ -1,10 +1,13 @@
 """Clips by number: read each time, or read once and kept in memory.
 
-A source is a function (data set, record) -> (the record, its F frames); the
-frames are JPEG files, an object array [F], or pictures, uint8 [F, S, S, 3].
+A source is a function (data set, record) -> (the record, its F frames, faults);
+the frames are JPEG files, an object array [F], or pictures, uint8 [F, S, S, 3];
+faults is {frame: why} of the pictures that could not be decoded. It raises
+DamagedRecord.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from calince_jax.data.clip_dataset import ClipReader
+from calince_jax.data.damage import DamagedRecord
 from calince_jax.data.sampling import Sampling, sample_crop
 
 CALLS = len(os.sched_getaffinity(0))  # side by side: one for each core
-Source = Callable[[int, int], tuple[dict[str, Any], np.ndarray]]
+Clip = tuple[dict[str, Any], np.ndarray, dict[int, str]]
+Source = Callable[[int, int], Clip]
 
 
 def from_disk(readers: Sequence[ClipReader]) -> Source:
@@ -23,30 +28,42 @@ def from_disk(readers: Sequence[ClipReader]) -> Source:
 
   def load(d, index):
     record = readers[d].read([index])[0]
-    return record, np.array(record.pop("frames"), object)
+    return record, np.array(record.pop("frames"), object), {}
 
   return load
 
 
 def from_memory(readers: Sequence[ClipReader], sampling: Sampling) -> Source:
-  """Reads every clip now.
+  """Reads every clip now; a damaged one is an error when it is asked for.
 
   Where training cuts all samples of a clip alike (`keeps_pictures`), its
   frames are decoded now as well, F S^2 3 bytes a clip; else they stay JPEG
   files.
-
-  Raises:
-    UserError: a record is damaged.
-    tf.errors.OpError: a frame cannot be decoded.
   """
-  load = from_disk(readers)
-  kept = [
-    [load(d, index) for index in range(len(reader))]
-    for d, reader in enumerate(readers)
-  ]
-  if keeps_pictures(sampling):
-    kept = [_decoded(clips, sampling) for clips in kept]
-  return lambda d, index: kept[d][index]
+  read = from_disk(readers)
+
+  def read_all(d):
+    clips: dict[int, Clip] = {}
+    for index in range(len(readers[d])):
+      try:
+        clips[index] = read(d, index)
+      except DamagedRecord as fault:
+        faults[d, index] = fault
+    if not keeps_pictures(sampling):
+      return clips
+    made = _decoded(list(clips.values()), sampling)
+    return dict(zip(clips, made, strict=True))
+
+  faults: dict[tuple[int, int], DamagedRecord] = {}
+  kept = [read_all(d) for d in range(len(readers))]
+
+  def load(d, index):
+    if (d, index) in faults:
+      # Without the places where it was raised before, or they add up.
+      raise faults[d, index].with_traceback(None)
+    return kept[d][index]
+
+  return load
 
 
 def keeps_pictures(sampling: Sampling) -> bool:
@@ -54,22 +71,59 @@ def keeps_pictures(sampling: Sampling) -> bool:
   return sampling.min_crop_area == 1
 
 
-def _decoded(clips, sampling):
+def _decoded(clips: list[Clip], sampling: Sampling) -> list[Clip]:
+  """The clips with pictures in place of JPEG files."""
+  size = sampling.image_size
+
   def box(index):
-    record, _ = clips[index]
+    record, _, _ = clips[index]
     return sample_crop(sampling, record["width"], record["height"], None)
 
   def make(index):
     jpegs = tf.numpy_function(lambda i: clips[i][1], [index], tf.string)
     square = tf.numpy_function(box, [index], tf.int32)
-    return decode(tf.ensure_shape(jpegs, [None]), square, sampling.image_size)
+    return decode(tf.ensure_shape(jpegs, [None]), square, size)
 
-  dataset = tf.data.Dataset.range(len(clips))
-  dataset = dataset.map(make, num_parallel_calls=CALLS)
-  pictures = iterate(dataset)
-  return [
-    (clip, frames) for (clip, _), frames in zip(clips, pictures, strict=True)
-  ]
+  made: list[Clip] = []
+  while len(made) < len(clips):
+    dataset = tf.data.Dataset.range(len(made), len(clips))
+    dataset = dataset.map(make, num_parallel_calls=CALLS)
+    try:
+      for pictures in iterate(dataset):
+        made.append((clips[len(made)][0], pictures, {}))
+    except tf.errors.OpError:
+      # Elements come in order: it is the next clip's.
+      index = len(made)
+      record, jpegs, _ = clips[index]
+      pictures, faults = _one_by_one(jpegs, box(index), size)
+      if not faults:
+        raise
+      made.append((record, pictures, faults))
+  return made
+
+
+def _one_by_one(jpegs, box, size):
+  """Pictures [F, S, S, 3], zeros where a frame does not decode, and why."""
+  pictures = np.zeros((len(jpegs), size, size, 3), np.uint8)
+  faults = {}
+  for t in range(len(jpegs)):
+    fault = decoding_fault(jpegs[t : t + 1], box, size)
+    if fault:
+      faults[t] = fault
+    else:
+      (pictures[t],) = decode(tf.constant(jpegs[t : t + 1]), box, size).numpy()
+  return pictures, faults
+
+
+def decoding_fault(jpegs: np.ndarray, box: np.ndarray, size: int) -> str:
+  """Why `decode` does not decode these JPEG files; empty where it does."""
+  try:
+    decode(tf.constant(list(jpegs)), box, size)
+  except (tf.errors.OpError, ValueError) as error:
+    # "{{function_node ...}} Invalid JPEG data [Op:DecodeAndCropJpeg] name:"
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))
+    return " ".join(text.split())[:200] or type(error).__name__
+  return ""
 
 
 def iterate(dataset: tf.data.Dataset) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calince_jax.data.damage import DamagedRecord
 from calince_jax.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and synthetic.py's workers need it not
@@ -71,6 +72,10 @@ class MismatchedReader:
   fewer.
 
   The group of a clip is the record's, or its texts where it has none.
+
+  A clip that cannot be read keeps its part in the exchange, as a group of its
+  own: which clips are chosen does not depend on it, whose caption they carry
+  may. The one that gets its texts counts as damaged too.
   """
 
   def __init__(self, reader: "ClipReader", share: float, seed: int):
@@ -98,21 +103,44 @@ class MismatchedReader:
       )
     self._reader = reader
     texts, groups = [], []
+    faults: dict[int, DamagedRecord] = {}
     for index in range(len(reader)):
-      (record,) = reader.read([index])
+      try:
+        (record,) = reader.read([index])
+      except DamagedRecord as fault:
+        faults[index] = fault
+        record = {"texts": [], "group": f"\0{index}"}
       texts.append(record["texts"])
       groups.append(record["group"] or "\n".join(sorted(_plain(texts[-1]))))
     source = exchange(groups, count, seed=seed)
     source = _without_right_texts(source, groups, texts, seed)
     moved = np.flatnonzero(source != np.arange(len(reader)))
     self._texts = {int(i): texts[source[i]] for i in moved}
+    self._faults = {
+      int(i): faults[int(source[i])] for i in moved if source[i] in faults
+    }
+
+  @property
+  def directory(self) -> str:
+    """Of the reader."""
+    return self._reader.directory
+
+  @property
+  def split(self) -> str:
+    """Of the reader."""
+    return self._reader.split
 
   def __len__(self) -> int:
     """Returns the number of clips."""
     return len(self._reader)
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Reads clips, see ClipReader.read."""
+    """Reads clips, see ClipReader.read.
+
+    Raises:
+      DamagedRecord: a record, or the one whose texts it carries, could not be
+        read.
+    """
     records = self._reader.read(indices)
     return [
       self._changed(int(index), record)
@@ -121,6 +149,15 @@ class MismatchedReader:
 
   def _changed(self, index, record):
     pairs = len(record["pair_indices"])
+    if index in self._faults:
+      donor = self._faults[index]
+      raise DamagedRecord(
+        donor.directory,
+        donor.split,
+        index,
+        f"it carries the texts of record {donor.record}, which is damaged: "
+        f"{donor.reason}",
+      )
     if index in self._texts:
       texts = itertools.cycle(self._texts[index])
       texts, matched = list(itertools.islice(texts, pairs)), [0] * pairs

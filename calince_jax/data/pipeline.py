@@ -1,15 +1,12 @@
 """tf.data pipelines: address, read, sample, decode, augment, batch.
 
-    position p --> (data set, record)      Mix, index_shuffle within the epoch
-               --> JPEG bytes of T frames, caption, crop      ClipReader, Philox
+    position p --> JPEG bytes of T frames, caption, crop      TrainSamples
                --> uint8 [T, S, S, 3]      decode_and_crop_jpeg, in C++ threads
                --> batch, in order
 
 TensorFlow is kept to the CPU.
 """
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -18,8 +15,10 @@ import tensorflow as tf
 from calince_jax.data import clip_source
 from calince_jax.data import sampling as sampling_lib
 from calince_jax.data.clip_dataset import ClipReader
-from calince_jax.data.sampling import Mix, Sampling
+from calince_jax.data.damage import DamagedRecord, DamageLog
+from calince_jax.data.sampling import Sampling
 from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.data.train_samples import TrainSamples
 from calince_jax.errors import UserError
 
 # The accelerators belong to JAX.
@@ -43,6 +42,7 @@ def train_batches(
   seed: int,
   first_step: int,
   cache: bool = False,
+  damage: DamageLog | None = None,
   prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's rows of each global batch, for ever, from `first_step` on.
@@ -60,6 +60,8 @@ def train_batches(
     first_step: the step that the first batch is for.
     cache: read everything once, before the first batch, and keep it in memory
       (clip_source.py says what); the samples are the same.
+    damage: lists damaged records and counts the samples that take another
+      record for theirs; None: the first one is an error.
     prefetch: batches that are made ahead.
 
   Yields:
@@ -68,97 +70,74 @@ def train_batches(
     belong to the video, 0 known not to, -1 unknown}.
 
   Raises:
-    UserError: a record cannot be read or decoded.
+    UserError: a record cannot be read or decoded and there is no `damage`, or
+      it finds too many.
   """
-  T, S = sampling.num_frames, sampling.image_size
   rows = np.asarray(rows, np.int64)
-  address = _addresses(readers, weights, seed)
-  with _named_fault():
-    load = (
-      clip_source.from_memory(readers, sampling)
-      if cache
-      else clip_source.from_disk(readers)
+  try:
+    samples = TrainSamples(
+      readers,
+      weights,
+      pair_offsets,
+      tokenizer,
+      sampling,
+      text_length=text_length,
+      seed=seed,
+      cache=cache,
+      damage=damage,
     )
-  decoded = cache and clip_source.keeps_pictures(sampling)
+  except tf.errors.OpError as error:
+    raise _named(error) from error
 
-  def encode(text):
-    ids, mask = tokenizer.encode([text], text_length)
-    return ids[0], mask[0]
+  def position(k):  # k counts this host's samples, p all hosts'
+    return k // len(rows) * batch_size + rows[k % len(rows)]
 
-  encode = functools.cache(encode) if cache else encode
+  def columns(k):
+    return samples.columns(position(k))
 
-  def sample(p, d, index):
-    rng = sampling_lib.generator(seed, p)
-    record, pictures = load(d, index)
-    chosen = rng.integers(len(record["texts"]))
-    ids, mask = encode(record["texts"][chosen])
-    frames = sampling_lib.sample_frames(sampling, len(pictures), rng)
-    box = sampling_lib.sample_crop(
-      sampling, record["width"], record["height"], rng
+  def dataset(step):
+    made = tf.data.Dataset.range(step * len(rows), np.iinfo(np.int64).max)
+    made = made.batch(SAMPLES_A_CALL).map(
+      lambda k: tf.numpy_function(columns, [k], samples.types),
+      num_parallel_calls=clip_source.CALLS,
     )
-    flip = sampling.flip and rng.random() < 0.5
-    pair = record["pair_indices"][chosen] + pair_offsets[d]
-    matched = record["matched"][chosen]
-    return pictures[frames], box, flip, ids, mask, pair, matched
+    made = made.unbatch()
+    made = made.map(samples.finish, num_parallel_calls=clip_source.CALLS)
+    return made.batch(len(rows), drop_remainder=True).prefetch(prefetch)
 
-  def samples(k):
-    # k counts this host's samples; p all hosts'.
-    p = k // len(rows) * batch_size + rows[k % len(rows)]
-    columns = zip(*map(sample, p.tolist(), *address(p)), strict=True)
-    return [
-      np.array(column, dtype.as_numpy_dtype)
-      for column, dtype in zip(columns, types, strict=True)
-    ]
+  def look_for_damage(step):
+    # What fails in Python takes all samples of its call along.
+    k = step * len(rows) + np.arange(len(rows) + SAMPLES_A_CALL)
+    return samples.look_for_damage(position(k))
 
-  types = [tf.uint8 if decoded else tf.string, tf.int32, tf.bool]
-  types += [tf.int32, tf.bool, tf.int32, tf.int8]
+  def count(step):
+    samples.count(position(step * len(rows) + np.arange(len(rows))))
 
-  def finish(pictures, box, flip, ids, mask, pair, matched):
-    if not decoded:
-      pictures = clip_source.decode(tf.ensure_shape(pictures, [T]), box, S)
-    video = tf.ensure_shape(pictures, [T, S, S, 3])
-    if sampling.flip:
-      video = tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video)
-    return {
-      "video": video,
-      "text_ids": tf.ensure_shape(ids, [text_length]),
-      "text_mask": tf.ensure_shape(mask, [text_length]),
-      "pair_index": tf.ensure_shape(pair, []),
-      "matched": tf.ensure_shape(matched, []),
-    }
-
-  first = first_step * len(rows)
-  dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-  dataset = dataset.batch(SAMPLES_A_CALL).map(
-    lambda k: tf.numpy_function(samples, [k], types),
-    num_parallel_calls=clip_source.CALLS,
-  )
-  dataset = dataset.unbatch().map(finish, num_parallel_calls=clip_source.CALLS)
-  dataset = dataset.batch(len(rows), drop_remainder=True).prefetch(prefetch)
-  return _numpy(dataset)
+  return _mended(dataset, look_for_damage, count, first_step)
 
 
-def _addresses(
-  readers: Sequence[ClipReader], weights: Sequence[float], seed: int
-) -> Callable[[np.ndarray], tuple[list[int], list[int]]]:
-  """The function from positions [n] to data sets [n] and records [n]."""
-  mix = Mix(weights)
-  sizes = np.array([len(reader) for reader in readers])
+def _mended(
+  dataset: Callable[[int], tf.data.Dataset],
+  look_for_damage: Callable[[int], bool],
+  count: Callable[[int], None],
+  step: int,
+) -> Iterator[dict[str, np.ndarray]]:
+  """The batches from `step` on; begun anew at one that cannot be made.
 
-  def address(p):
-    d, turn = np.array([mix(one) for one in p.tolist()]).T
-    epoch, index = np.divmod(turn, sizes[d])
-    order = epoch * len(readers) + d
-    for one in np.unique(order):
-      # Each epoch of each data set is in an order of its own.
-      index[order == one] = tf.random.experimental.index_shuffle(
-        index[order == one],
-        np.array([seed, one], np.int32),
-        sizes[one % len(readers)] - 1,
-      )
-    return d.tolist(), index.tolist()
-
-  return address
+  Each time, one record more is known that does not decode, so this ends.
+  """
+  made = clip_source.iterate(dataset(step))
+  while True:
+    try:
+      batch = next(made)
+    except tf.errors.OpError as error:
+      if not look_for_damage(step):
+        raise _named(error) from error
+      made = clip_source.iterate(dataset(step))
+      continue
+    count(step)
+    yield batch
+    step += 1
 
 
 def eval_batches(
@@ -183,6 +162,9 @@ def eval_batches(
   Yields:
     {video uint8 [b, T, S, S, 3], record int64 [b]}; the last batch is filled
     up with repetitions whose `record` is -1.
+
+  Raises:
+    DamagedRecord: one cannot be read or decoded: nothing takes its place.
   """
   rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
   views = num_clips * num_crops
@@ -213,21 +195,36 @@ def eval_batches(
   batches = -(-total // batch_size)
   dataset = tf.data.Dataset.range(batches * len(rows))
   dataset = dataset.map(make, num_parallel_calls=clip_source.CALLS)
-  return _numpy(dataset.batch(len(rows)).prefetch(2))
+  dataset = dataset.batch(len(rows)).prefetch(2)
+
+  def check(step):
+    """Raises DamagedRecord if a sample of this batch is."""
+    for p in np.minimum(step * batch_size + rows, total - 1):
+      jpegs, box = sample(p)
+      fault = clip_source.decoding_fault(jpegs, box, sampling.image_size)
+      if fault:
+        raise DamagedRecord(
+          reader.directory, reader.split, int(p) // views, fault
+        )
+
+  return _checked(clip_source.iterate(dataset), check)
 
 
-def _numpy(dataset):
-  with _named_fault():
-    yield from clip_source.iterate(dataset)
-
-
-@contextlib.contextmanager
-def _named_fault():
-  """What went wrong in a worker becomes a UserError."""
+def _checked(batches, check):
+  """The batches; where one cannot be made, what `check` finds is raised."""
+  step = 0
   try:
-    yield
+    for batch in batches:
+      yield batch
+      step += 1
   except tf.errors.OpError as error:
-    raise UserError(
-      f"a sample cannot be read or decoded: {str(error.message)[:600]}; prepare"
-      " the data anew"
-    ) from error
+    check(step)
+    raise _named(error) from error
+
+
+def _named(error: tf.errors.OpError) -> UserError:
+  """What went wrong in a worker, for the person."""
+  return UserError(
+    f"a sample cannot be read or decoded: {str(error.message)[:600]}; prepare"
+    " the data anew"
+  )

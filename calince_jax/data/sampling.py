@@ -7,12 +7,13 @@ the positions [s B, (s + 1) B), on any number of hosts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 FRAME_SAMPLINGS = ("uniform", "window")
 MIX_SLOTS = 1024
+SUBSTITUTES = 100  # that are tried for one sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,18 @@ class Mix:
 def generator(seed: int, position: int) -> np.random.Generator:
   """The randomness of one sample: a counter-based stream of its own."""
   return np.random.Generator(np.random.Philox(key=[seed, position]))
+
+
+def substitutes(seed: int, position: int, size: int) -> Iterator[int]:
+  """The records to take in turn where a position's own one is damaged.
+
+  SUBSTITUTES draws of [0, size), with repetitions, of (seed, position) alone.
+  The same key as `generator`, 2^192 draws further on.
+  """
+  stream = np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])
+  yield from (
+    np.random.Generator(stream).integers(size, size=SUBSTITUTES).tolist()
+  )
 
 
 def sample_frames(
