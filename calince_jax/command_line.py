@@ -1,6 +1,7 @@
 """How every entry point starts, and how bad input ends it."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,8 +28,11 @@ def run(main: Callable[[], object]) -> None:
       _fail(error)
     except OSError as error:
       # A full disk, a folder that may not be written, a missing config file.
-      last_line = str(error).splitlines()[-1].strip()
-      _fail(f"{error.filename}: {error.strerror}" if error.errno else last_line)
+      where = f"{error.filename}: " if error.filename else ""
+      lines = str(error).strip().splitlines() or [type(error).__name__]
+      _fail(f"{where}{error.strerror}" if error.strerror else lines[-1])
+    except MemoryError:
+      _fail("there is not enough memory for this")
     except KeyboardInterrupt:
       _fail("interrupted; the same command goes on where it was")
 
@@ -36,9 +40,17 @@ def run(main: Callable[[], object]) -> None:
 
 
 def options(kind: type[T]) -> T:
-  """The flags as a dataclass whose fields have their names."""
+  """The flags as a dataclass whose fields have their names.
+
+  Raises:
+    UserError: a number is nan or infinite, which no bound of a flag refuses.
+  """
   names = [field.name for field in dataclasses.fields(kind)]
-  return kind(**{name: flags.FLAGS[name].value for name in names})
+  values = {name: flags.FLAGS[name].value for name in names}
+  for name, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"--{name}={value} must be a finite number")
+  return kind(**values)
 
 
 def _parse(argv):
