@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from calince_jax.errors import UserError
 
 T = TypeVar("T")
+LONGEST = 2000  # characters of a message
 
 
 def run(main: Callable[[], object]) -> None:
@@ -36,7 +37,7 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
       _fail("interrupted; the same command goes on where it was")
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=parse)
 
 
 def options(kind: type[T]) -> T:
@@ -53,9 +54,12 @@ def options(kind: type[T]) -> T:
   return kind(**values)
 
 
-def _parse(argv):
+def parse(
+  argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+  """Sets the flags, and returns what is left; a wrong one ends the program."""
   try:
-    return flags.FLAGS(argv)
+    return flag_values(argv)
   except flags.Error as error:
     _fail(f"{error} (--help lists the flags)")
   # ml_collections lets these pass as they are.
@@ -70,6 +74,17 @@ def _parse(argv):
     _fail(f"the configuration: {error}")
 
 
+def one_line(error: object) -> str:
+  """A message as it is printed: what a file put into it cannot act on a screen.
+
+  White space is one blank, other control characters are written out, and what
+  is longer than LONGEST is cut.
+  """
+  text = " ".join(str(error).split())
+  text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _fail(error: object) -> None:
-  print(f"error: {error}".strip(), file=sys.stderr, flush=True)
+  print(f"error: {one_line(error)}".strip(), file=sys.stderr, flush=True)
   sys.exit(2)
