@@ -85,9 +85,16 @@ def write_pairs(path: epath.Path, pairs: Sequence[dict[str, Any]]) -> None:
   file = io.StringIO(newline="")
   writer = csv.DictWriter(file, columns, extrasaction="ignore")
   writer.writeheader()
-  writer.writerows(pairs)
+  for pair in pairs:
+    texts = {name: harmless(pair[name]) for name in ("id", "text")}
+    writer.writerow(pair | texts)
   path.write_text(file.getvalue())
   print(f"wrote {path}", flush=True)
+
+
+def harmless(text: str) -> str:
+  """`text` behind a ' where a spreadsheet would take it for a formula."""
+  return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def print_table(task: str, result: dict[str, Any]) -> None:

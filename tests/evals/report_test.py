@@ -121,6 +121,35 @@ def test_text_from_data_stays_text(results):
   assert json.dumps(EVIL) in text  # in the configuration
 
 
+def test_names_from_data_do_not_leave_their_attributes(results):
+  breaks = '\'x" onload="alert(1)" y=\'>'
+
+  def changed(value):
+    """Every text of a result but the pictures, with `breaks` in it."""
+    if isinstance(value, dict):
+      return {
+        name: x if name == "thumbnail" else changed(x)
+        for name, x in value.items()
+      }
+    if isinstance(value, list):
+      return [changed(x) for x in value]
+    return value + breaks if isinstance(value, str) else value
+
+  run = make_run(changed(results), name=breaks, workdir=breaks, date=breaks)
+  run["config"] = {breaks: breaks}
+  histogram = run["calibration"]["histogram"]
+  histogram[breaks] = histogram["edges"][:-1]
+  page = Page(report.render(run))
+  assert breaks in page.text
+  for tag, attributes in page.tags:
+    assert not [name for name in attributes if name.startswith("on")], tag
+  assert any(
+    breaks in (value or "")
+    for _, attributes in page.tags
+    for value in attributes.values()
+  )
+
+
 def test_headline_numbers_stand_beside_chance(results):
   text = " ".join(Page(report.render(make_run(results))).text.split())
   assert "Text → video R@1 100.0 % chance 5.0 %" in text
