@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import hostile_manifests, hostile_videos
+from benchmarks import hostile_films, hostile_manifests
 from calince_jax import command_line, config_checks
 from calince_jax.errors import UserError
 
@@ -119,7 +119,7 @@ def make_data(out: Path) -> None:
   """40 small clips of two splits, prepared."""
   rows = [["video", "text", "split"]]
   for i in range(40):
-    hostile_videos.film(out / "videos" / f"{i}.mp4", "mp4", "libx264", frames=9)
+    hostile_films.film(out / "videos" / f"{i}.mp4", "mp4", "libx264", frames=9)
     rows.append([f"{i}.mp4", f"film number {i}", "train" if i < 32 else "val"])
   with (out / "videos" / "clips.csv").open("w", newline="") as file:
     csv.writer(file).writerows(rows)

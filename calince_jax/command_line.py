@@ -1,6 +1,7 @@
 """How every entry point starts, and how bad input ends it."""
 
 import dataclasses
+import errno
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ def run(main: Callable[[], object]) -> None:
       _fail(error)
     except OSError as error:
       # A full disk, a folder that may not be written, a missing config file.
+      if error.errno == errno.ENOSPC:
+        _fail("the disk is full; make room, and give the same command again")
       where = f"{error.filename}: " if error.filename else ""
       lines = str(error).strip().splitlines() or [type(error).__name__]
       _fail(f"{where}{error.strerror}" if error.strerror else lines[-1])

@@ -15,6 +15,7 @@ import pytest
 from conftest import tiny_config, tiny_flags
 
 from benchmarks import (
+  hostile_films,
   hostile_inputs,
   hostile_manifests,
   hostile_settings,
@@ -38,7 +39,7 @@ def films(tmp_path_factory):
   folder.mkdir()
   rows = [["video", "text"]]
   for i in range(8):
-    hostile_videos.film(folder / f"{i}.mp4", "mp4", "libx264", frames=8 + i)
+    hostile_films.film(folder / f"{i}.mp4", "mp4", "libx264", frames=8 + i)
     rows.append([f"{i}.mp4", f"film number {i}"])
   write_rows(folder / "clips.csv", rows)
   return folder

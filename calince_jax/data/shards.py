@@ -169,6 +169,8 @@ def _name(clip: Clip) -> str:
 def claim(out: pathlib.Path) -> Iterator[None]:
   """Makes the folder and keeps a second prepare out of it."""
   work = out / WORK_FOLDER
+  if out.exists() and not out.is_dir():
+    raise UserError(f"{out} is not a folder; choose another --out")
   if out.exists() and not work.exists() and any(out.iterdir()):
     raise UserError(
       f"{out} is neither empty nor a prepared data set; choose another --out"
