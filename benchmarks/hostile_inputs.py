@@ -14,6 +14,7 @@ import collections
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,7 +202,11 @@ def outcome(folder: Path) -> tuple[set[str], dict[str, dict[str, str]]]:
     reader = ClipReader(folder, split)
     usable |= {reader.read([i])[0]["id"] for i in range(len(reader))}
   with (folder / "ledger.csv").open(newline="", encoding="utf-8") as file:
-    return usable, {row["path"]: row for row in csv.DictReader(file)}
+    # A path that would be a formula stands there as ./PATH (ledger.py).
+    return usable, {
+      re.sub(r"^\./(?=[=+\-@])", "", row["path"]): row
+      for row in csv.DictReader(file)
+    }
 
 
 def check(

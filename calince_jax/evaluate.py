@@ -48,7 +48,7 @@ def define_flags() -> None:
   number("num_crops", Options.num_crops, "test views across it", 1, 1000)
   flags.DEFINE_bool("center", Options.center, "mean-centre video_retrieval")
   number("seed", Options.seed, "of the probe, of the queries shown", 0, 2**31)
-  flags.DEFINE_float("mismatch", None, "share of exchanged captions")
+  flags.DEFINE_float("mismatch", None, "share of exchanged captions", 0.0, 1.0)
   number("mismatch_seed", None, "of that; default: the run's", 0, 2**31)
   number("gallery", Options.gallery, "text queries in the report", 0)
   number("worst", Options.worst, "low-scored pairs in the report", 0)
