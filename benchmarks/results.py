@@ -4,6 +4,9 @@
     bash benchmarks/real_clips.sh CLIPS/manifest.csv runs/real
     python -m calince_jax.prepare --manifest=FILES/manifest.csv \
       --out=runs/hard --max_bad_fraction=0.6
+    python -m benchmarks.hostile_inputs
+    python -m benchmarks.hostile_inputs --folder=FILES --out=runs/hostile_wild
+    python -m benchmarks.hostile_settings
     python -m benchmarks.noise_study
     python -m benchmarks.loss_memory    (and the others that it names)
     python -m benchmarks.loss_time
@@ -42,9 +45,19 @@ def define_flags() -> None:
   flags.DEFINE_string("quickstart", "runs/quickstart", "of quickstart.sh")
   flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
   flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
+  hostile = "runs/hostile"
+  flags.DEFINE_string("hostile", hostile, "of hostile_inputs")
+  flags.DEFINE_string("hostile_wild", f"{hostile}_wild", "of hostile_inputs")
+  flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
+
+
+def made_table(folder: Path) -> str:
+  """The one table that a benchmark has written."""
+  (path,) = folder.glob("*.md")
+  return path.read_text().strip()
 
 
 def loss_tables(folder: Path) -> str:
@@ -73,6 +86,9 @@ def main() -> None:
       mismatch,
     ),
     "hard": (F.hard, ledger),
+    "hostile": (F.hostile, made_table),
+    "hostile_wild": (F.hostile_wild, made_table),
+    "hostile_settings": (F.hostile_settings, made_table),
     "noise_study": (F.noise_study, noise_study_text.section),
     "loss": (F.loss, loss_tables),
     "survival": (F.survival, survival_tables),

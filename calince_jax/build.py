@@ -10,9 +10,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from calince_jax import config_checks, sharding, train_step
 from calince_jax import optimizer as optimizer_lib
-from calince_jax import sharding, train_step
-from calince_jax.data.sampling import Sampling
+from calince_jax.data.sampling import Mix, Sampling
 from calince_jax.errors import UserError
 from calince_jax.losses import contrastive, nce_kernel
 from calince_jax.losses.objective import Objective
@@ -189,21 +189,9 @@ def training(
   )
 
 
-AT_LEAST_ONE = (
-  "batch_size",
-  "total_steps",
-  "log_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "max_bad_steps",
-)
-
-
 def check_numbers(config: Mapping[str, Any]) -> None:
-  """UserError where a count of the run is less than 1."""
-  for name in AT_LEAST_ONE:
-    if config[name] < 1:
-      raise UserError(f"config.{name}={config[name]} must be at least 1")
+  """UserError where a value does not fit its key, see config_checks.py."""
+  config_checks.check(config)
 
 
 def data_mix(config: Mapping[str, Any]) -> tuple[list[str], list[float]]:
@@ -218,7 +206,7 @@ def data_mix(config: Mapping[str, Any]) -> tuple[list[str], list[float]]:
       "no data: name a prepared folder with --config.data.datasets=DIR"
     )
   try:
-    weights = [float(w) for w in str(config["data"]["weights"]).split(",")]
+    weights = [float(w) for w in config["data"]["weights"].split(",")]
   except ValueError as error:
     raise UserError(f"config.data.weights: {error}") from error
   if len(weights) != len(folders):
@@ -226,6 +214,7 @@ def data_mix(config: Mapping[str, Any]) -> tuple[list[str], list[float]]:
       f"config.data.weights has {len(weights)} weights for {len(folders)}"
       " data sets"
     )
+  _checked("config.data.weights", lambda: Mix(weights))
   return folders, weights
 
 
@@ -271,6 +260,13 @@ def model_from_dict(fields: Mapping[str, Any]) -> ModelConfig:
   if set(fields) != known:
     wrong = sorted(set(fields) ^ known)
     raise UserError(f"config.json: unknown or missing model fields {wrong}")
+  for name, value in fields.items():
+    where = f"config.json: {name}"
+    if name == "vocab_size":
+      config_checks.check_number(int, "[5, 1e9]", value, where)
+    else:
+      section = "data" if f"data.{name}" in config_checks.KEYS else "model"
+      config_checks.check_value(f"{section}.{name}", value, where)
   return _checked(
     "config.json",
     lambda: _validated(

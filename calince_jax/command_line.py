@@ -1,8 +1,10 @@
 """How every entry point starts, and how bad input ends it."""
 
 import dataclasses
+import errno
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -10,6 +12,7 @@ from absl import app, flags, logging
 from calince_jax.errors import UserError
 
 T = TypeVar("T")
+LONGEST = 2000  # characters of a message
 
 
 def run(main: Callable[[], object]) -> None:
@@ -27,23 +30,39 @@ def run(main: Callable[[], object]) -> None:
       _fail(error)
     except OSError as error:
       # A full disk, a folder that may not be written, a missing config file.
-      last_line = str(error).splitlines()[-1].strip()
-      _fail(f"{error.filename}: {error.strerror}" if error.errno else last_line)
+      if error.errno == errno.ENOSPC:
+        _fail("the disk is full; make room, and give the same command again")
+      where = f"{error.filename}: " if error.filename else ""
+      lines = str(error).strip().splitlines() or [type(error).__name__]
+      _fail(f"{where}{error.strerror}" if error.strerror else lines[-1])
+    except MemoryError:
+      _fail("there is not enough memory for this")
     except KeyboardInterrupt:
       _fail("interrupted; the same command goes on where it was")
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=parse)
 
 
 def options(kind: type[T]) -> T:
-  """The flags as a dataclass whose fields have their names."""
+  """The flags as a dataclass whose fields have their names.
+
+  Raises:
+    UserError: a number is nan or infinite, which no bound of a flag refuses.
+  """
   names = [field.name for field in dataclasses.fields(kind)]
-  return kind(**{name: flags.FLAGS[name].value for name in names})
+  values = {name: flags.FLAGS[name].value for name in names}
+  for name, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"--{name}={value} must be a finite number")
+  return kind(**values)
 
 
-def _parse(argv):
+def parse(
+  argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+  """Sets the flags, and returns what is left; a wrong one ends the program."""
   try:
-    return flags.FLAGS(argv)
+    return flag_values(argv)
   except flags.Error as error:
     _fail(f"{error} (--help lists the flags)")
   # ml_collections lets these pass as they are.
@@ -58,6 +77,17 @@ def _parse(argv):
     _fail(f"the configuration: {error}")
 
 
+def one_line(error: object) -> str:
+  """A message as it is printed: what a file put into it cannot act on a screen.
+
+  White space is one blank, other control characters are written out, and what
+  is longer than LONGEST is cut.
+  """
+  text = " ".join(str(error).split())
+  text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _fail(error: object) -> None:
-  print(f"error: {error}".strip(), file=sys.stderr, flush=True)
+  print(f"error: {one_line(error)}".strip(), file=sys.stderr, flush=True)
   sys.exit(2)

@@ -43,13 +43,13 @@ def define_flags() -> None:
   text("train_split", Options.train_split, "gallery, probe, calibration")
   number("step", None, "of the checkpoint; default: the latest")
   flags.DEFINE_enum("params", Options.params, PARAMS, "which parameters")
-  number("batch_size", Options.batch_size, "clips encoded at a time", 1)
-  number("num_clips", Options.num_clips, "test views along time", 1)
-  number("num_crops", Options.num_crops, "test views across the frame", 1)
+  number("batch_size", Options.batch_size, "clips encoded at a time", 1, 2**20)
+  number("num_clips", Options.num_clips, "test views along time", 1, 1000)
+  number("num_crops", Options.num_crops, "test views across it", 1, 1000)
   flags.DEFINE_bool("center", Options.center, "mean-centre video_retrieval")
-  number("seed", Options.seed, "of the probe and of the queries shown")
-  flags.DEFINE_float("mismatch", None, "share of exchanged captions")
-  number("mismatch_seed", None, "of that exchange; default: the run's", 0)
+  number("seed", Options.seed, "of the probe, of the queries shown", 0, 2**31)
+  flags.DEFINE_float("mismatch", None, "share of exchanged captions", 0.0, 1.0)
+  number("mismatch_seed", None, "of that; default: the run's", 0, 2**31)
   number("gallery", Options.gallery, "text queries in the report", 0)
   number("worst", Options.worst, "low-scored pairs in the report", 0)
   flags.mark_flags_as_required(["workdir"])
@@ -85,9 +85,16 @@ def write_pairs(path: epath.Path, pairs: Sequence[dict[str, Any]]) -> None:
   file = io.StringIO(newline="")
   writer = csv.DictWriter(file, columns, extrasaction="ignore")
   writer.writeheader()
-  writer.writerows(pairs)
+  for pair in pairs:
+    texts = {name: harmless(pair[name]) for name in ("id", "text")}
+    writer.writerow(pair | texts)
   path.write_text(file.getvalue())
   print(f"wrote {path}", flush=True)
+
+
+def harmless(text: str) -> str:
+  """`text` behind a ' where a spreadsheet would take it for a formula."""
+  return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def print_table(task: str, result: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from calince_jax import build
+from calince_jax import build, config_checks
 from calince_jax.data.sampling import Sampling, sample_crop, sample_frames
 from calince_jax.data.tokenizer import Tokenizer
-from calince_jax.errors import UserError
-from calince_jax.losses import calibration
+from calince_jax.errors import UserError, check_choice
+from calince_jax.losses import calibration, density_ratio
 from calince_jax.models.cali_nce import ModelConfig
 from calince_jax.sharding import path_name
 
@@ -189,10 +189,11 @@ def load(directory: str | Path) -> VideoTextModel:
     if not (folder / name).is_file():
       raise UserError(f"{folder} is not an exported model: {name} is missing")
   try:
-    document = json.loads((folder / CONFIG).read_text())
+    document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     version = document["format_version"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{folder / CONFIG} is damaged: {error!r}") from error
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    what = f"{type(error).__name__}: {error}"
+    raise UserError(f"{folder / CONFIG} is damaged: {what}") from error
   if version != FORMAT_VERSION:
     raise UserError(
       f"{folder} is of format {version}; this calince_jax reads format"
@@ -221,9 +222,10 @@ def load(directory: str | Path) -> VideoTextModel:
 
 def check_document(document: dict[str, Any], where: str) -> None:
   """UserError unless an exported config.json says all that `load` reads."""
-  missing = {"model", "calibration", "preprocessing"} - set(document)
+  sections = ("model", "calibration", "preprocessing")
+  missing = [s for s in sections if not isinstance(document.get(s), dict)]
   if missing:
-    raise UserError(f"{where} lacks {sorted(missing)}")
+    raise UserError(f"{where} lacks {missing}")
   for section, known in (
     ("preprocessing", {field.name for field in dataclasses.fields(Sampling)}),
     ("calibration", CALIBRATION),
@@ -231,6 +233,27 @@ def check_document(document: dict[str, Any], where: str) -> None:
     wrong = sorted(set(document[section]) ^ known)
     if wrong:
       raise UserError(f"{where}: unknown or missing in {section!r}: {wrong}")
+  for name, value in document["preprocessing"].items():
+    config_checks.check_value(f"data.{name}", value, f"{where}: {name}")
+  _check_calibration(document["calibration"], where)
+
+
+def _check_calibration(found: dict[str, Any], where: str) -> None:
+  """UserError unless it is of the form that calibration.freeze gives it."""
+  lengths = {"head": 2, "cosine": 2, "posterior": density_ratio.BINS}
+  fits = isinstance(found["trained"], bool) and all(
+    isinstance(found[name], list) and len(found[name]) == length
+    for name, length in lengths.items()
+  )
+  if fits:
+    numbers = [x for name in lengths for x in found[name]]
+    numbers.append(found["noise_rate"])
+    fits = all(type(x) in (int, float) for x in numbers)
+  if not fits:
+    raise UserError(
+      f"{where}: 'calibration' is not as export writes it; export it anew"
+    )
+  check_choice(f"{where}: score", found["score"], calibration.SCORES)
 
 
 def strict_params(

@@ -25,7 +25,12 @@ from calince_jax import command_line
 from calince_jax.data import clip_dataset, decode_workers
 from calince_jax.data.frames import Encoding
 from calince_jax.data.ledger import Ledger
-from calince_jax.data.manifest import Clip, Problem, read_manifest
+from calince_jax.data.manifest import (
+  Clip,
+  Problem,
+  check_plain_file,
+  read_manifest,
+)
 from calince_jax.data.shards import (
   WORK_FOLDER,
   Note,
@@ -79,12 +84,13 @@ def define_flags() -> None:
   number("short_side", default.short_side, "upper bound in pixels", 8, 4096)
   number("max_frames", default.max_frames, "kept of one clip", 1, 100_000)
   number("jpeg_quality", default.jpeg_quality, "of the frames", 1, 95)
-  number("vocab_size", default.vocab_size, "upper bound of the pieces", 8)
+  most = "upper bound of the pieces"
+  number("vocab_size", default.vocab_size, most, 8, 1_000_000)
   text("tokenizer", None, "a model to use; else one is trained on captions")
   number("clips_per_shard", default.clips_per_shard, "unit of resumed work", 1)
-  number("num_workers", 0, "decoding processes; 0 = one a core", 0)
-  real("time_limit", default.time_limit, "seconds for one clip", 0.001)
-  number("memory_limit_mb", default.memory_limit_mb, "of one process", 1)
+  number("num_workers", 0, "decoding processes; 0 = one a core", 0, 1024)
+  real("time_limit", default.time_limit, "seconds for one clip", 0.001, 86_400)
+  number("memory_limit_mb", default.memory_limit_mb, "of one process", 1, 2**20)
   real("max_bad_fraction", default.max_bad_fraction, "else it stops", 0.0, 1.0)
   flags.mark_flags_as_required(["manifest", "out"])
 
@@ -137,6 +143,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def _sha256(path: str) -> str:
+  check_plain_file(path)
   try:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ import os
 import shlex
 from pathlib import Path
 
+import jinja2
 from absl import flags
 
 from calince_jax import command_line
@@ -31,14 +32,41 @@ def main() -> None:
   workdir = Path(flags.FLAGS.workdir)
   out = Path(flags.FLAGS.out or workdir / "report.html")
   run = read_run(workdir)
-  page = report.render(run)
+  page, summary = make_page(run, workdir)
   if not out.parent.is_dir():
     raise UserError(f"--out={out}: there is no folder {out.parent}")
   unfinished = out.with_name(f".{out.name}.{os.getpid()}")
   unfinished.write_text(page, encoding="utf-8")
   unfinished.replace(out)
-  print_summary(run)
+  print(summary)
   print(f"\nwrote {out}", flush=True)
+
+
+def make_page(run: dict, workdir: Path) -> tuple[str, str]:
+  """The page and the headline numbers.
+
+  Raises:
+    UserError: a file says what evaluate and train do not write.
+  """
+  try:
+    return report.render(run), summary(run)
+  except UserError:
+    raise
+  # Of files from others anything may be of another form, at any depth.
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+  ) as error:
+    wrong = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise UserError(
+      f"a file of {workdir} is not as train and evaluate write it ({wrong}); "
+      "run evaluate anew, or take back what was changed by hand"
+    ) from error
 
 
 def read_run(workdir: Path) -> dict:
@@ -72,9 +100,9 @@ HEADLINES = (
 )
 
 
-def print_summary(run: dict) -> None:
+def summary(run: dict) -> str:
   """The headline numbers of what has been evaluated, chance beside each."""
-  print(f"\n{'':36}{'result':>10}{'chance':>13}")
+  lines = [f"\n{'':36}{'result':>10}{'chance':>13}"]
   for task, names in HEADLINES:
     if run[task] is None:
       continue
@@ -84,14 +112,15 @@ def print_summary(run: dict) -> None:
       if name == "noise_rate_estimate" and "noise_rate_true" in metrics:
         beside = f"(true {metrics['noise_rate_true']:.2f})"
       label = f"{task} {name}"
-      print(f"{label:<36}{metrics[name]:>10.2f}{beside:>13}")
+      lines.append(f"{label:<36}{metrics[name]:>10.2f}{beside:>13}")
+  return "\n".join(lines)
 
 
 def read_json(path: Path) -> dict | None:
   """The object in a file, None where there is no file."""
   if not path.exists():
     return None
-  return _parse(path.read_text(encoding="utf-8"), str(path))
+  return _parse(_read(path), str(path))
 
 
 def read_config(path: Path) -> dict | None:
@@ -99,7 +128,7 @@ def read_config(path: Path) -> dict | None:
   document = read_json(path)
   if document is None:
     return None
-  if "config" not in document:
+  if not isinstance(document.get("config"), dict):
     raise UserError(f"{path}: not the config.json of a run, no key 'config'")
   return document["config"]
 
@@ -112,16 +141,26 @@ def read_metrics(path: Path) -> list[dict]:
   """
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-  rows = [_parse(line, f"{path}, line {i + 1}") for i, line in enumerate(lines)]
+  rows = []
+  for number, line in enumerate(_read(path).split("\n")[:-1], 1):
+    rows.append(_parse(line, f"{path}, line {number}"))
+    if type(rows[-1].get("step")) is not int:
+      raise UserError(f"{path}, line {number}: no whole number 'step'")
   by_step = {row["step"]: row for row in rows}
   return [by_step[step] for step in sorted(by_step)]
+
+
+def _read(path: Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
 
 
 def _parse(text: str, where: str) -> dict:
   try:
     value = json.loads(text)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{where}: not JSON ({error})") from None
   if not isinstance(value, dict):
     raise UserError(f"{where}: not a JSON object")

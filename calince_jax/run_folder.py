@@ -19,6 +19,9 @@ FORMAT_VERSION = 2  # of checkpoints and config.json
 # What a configuration of an older format lacks, as it was then.
 LATER_SETTINGS = {  # since format 2
   "micro_batches": 1,
+  "stall_seconds": 1800,
+  "alarms": {"loss_spike": 10.0, "effective_sample_share": 0.05},
+  "data": {"max_bad_fraction": 0.01},
   "objective": {"mask_repeats": False},
   "similarities": {
     "form": "dense",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from calince_jax import build, checkpoint, run_folder
+from calince_jax import build, checkpoint, config_checks, run_folder
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
 from calince_jax.inference import TOKENIZER, VideoTextModel
@@ -30,6 +30,7 @@ def open_run(
   """
   check_choice("params", params, PARAMS)
   config = run_folder.read_config(workdir)
+  config_checks.check(config, f"{workdir}/config.json: config")
   step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
   tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = build.objective(config)

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from calince_jax import build, checkpoint, run_folder, sharding, train
+from calince_jax import (
+  build,
+  checkpoint,
+  config_checks,
+  run_folder,
+  sharding,
+  train,
+)
 from calince_jax.errors import UserError
 
 
@@ -194,6 +201,7 @@ def test_there_is_a_golden_checkpoint_of_every_format():
 def test_older_checkpoints_can_be_read(version, ways, tmp_path):
   run = golden_run(version, tmp_path)
   config = run_folder.read_config(str(run))
+  config_checks.check(config)
   assert config["micro_batches"] == 1 and "similarities" in config
   mesh = jax.make_mesh(
     ways,

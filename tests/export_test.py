@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import calince_jax
+from benchmarks import hostile_settings
 from calince_jax import evaluate, export, inference, run_model
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
@@ -345,3 +346,39 @@ def test_a_model_that_differs_is_not_exported(
 def test_a_model_runs_where_there_is_one_device(model, rng):
   leaves = jax.tree.leaves(model.params)
   assert {len(leaf.devices()) for leaf in leaves} == {1}
+
+
+def test_whatever_stands_in_config_json_there_is_one_message(
+  exported, tmp_path
+):
+  folder = shutil.copytree(exported, tmp_path / "model")
+  rng = np.random.default_rng(0)
+  said = [
+    hostile_settings.attempt(hostile_settings.open_export, folder)
+    for _ in hostile_settings.changed(folder / "config.json", 80, rng)
+  ]
+  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert said.count("") < 40
+  calince_jax.load(folder)  # mended again
+
+
+def test_whatever_stands_in_the_weights_there_is_one_message(
+  exported, tmp_path
+):
+  folder = shutil.copytree(exported, tmp_path / "model")
+  path = folder / "model.safetensors"
+  good = path.read_bytes()
+  header = 8 + int.from_bytes(good[:8], "little")
+  rng = np.random.default_rng(0)
+  broken = [(2**63).to_bytes(8, "little") + good[8:], b"", good[:header]]
+  broken.append(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # a pickle
+  for _ in range(40):
+    data = bytearray(good)
+    data[rng.integers(header)] ^= 1 << rng.integers(8)
+    broken.append(bytes(data))
+  said = []
+  for data in broken:
+    path.write_bytes(data)
+    said.append(hostile_settings.attempt(calince_jax.load, folder))
+  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert all(said[:4])

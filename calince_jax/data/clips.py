@@ -31,6 +31,7 @@ from calince_jax.data.video_file import (
 
 MAX_GAP = 60.0  # seconds; a longer jump in time is a broken time stamp
 SLACK = 1e-3  # seconds; some containers round time stamps to a millisecond
+MAX_OFFSET = 2**62  # FFmpeg's time stamps have 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +131,10 @@ def _read(
   stream = video_stream(container)
   origin = (container.start_time or 0) / av.time_base
   if seek:
-    offset = round((start + origin) / float(stream.time_base))
-    container.seek(offset, backward=True, stream=stream)
+    offset = (start + origin) / float(stream.time_base or math.inf)
+    if abs(offset) > MAX_OFFSET:
+      return None  # the file's clock is broken: read from the beginning
+    container.seek(round(offset), backward=True, stream=stream)
   timed = _TimedFrames(container, stream, origin)
   encoder = FrameEncoder(stream, encoding)
   jpegs: list[bytes] = []

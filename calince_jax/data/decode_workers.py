@@ -32,8 +32,11 @@ from calince_jax.data.video_file import ClipError, lacks_memory, out_of_memory
 from calince_jax.errors import UserError
 
 LOOK_AHEAD = 32  # clips a worker may be ahead of the slowest one
+MAX_HELD = 256 << 20  # bytes of frames that may wait for the slowest one
 START_LIMIT = 60.0  # seconds for a worker to start
 MAX_REPLY = 1 << 30  # bytes
+MAX_HEADER = 1 << 20  # bytes of a reply besides its frames
+MAX_FILE = 1 << 20  # bytes that a worker may write: its last words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +89,13 @@ class DecodeWorkers:
     requests = enumerate(requests)
     window = LOOK_AHEAD * len(self._workers)
     done: dict[int, DecodedClip | ClipError] = {}
+    held = 0  # bytes in `done`
     idle = collections.deque(self._workers)
     busy: dict[_Worker, int] = {}
     given, waiting, more = 0, 0, True  # waiting for result number `waiting`
     while True:
-      while more and idle and given < waiting + window:
+      # The request that is waited for is always given: nothing can stick.
+      while more and idle and given < waiting + window and held <= MAX_HELD:
         index, request = next(requests, (None, None))
         more = request is not None
         if more:
@@ -99,13 +104,22 @@ class DecodeWorkers:
           busy[worker] = index
           given += 1
       while waiting in done:
-        yield done.pop(waiting)
+        result = done.pop(waiting)
+        held -= _size(result)
         waiting += 1
+        yield result
       if not busy and not more:
         return
       for worker in _wait(busy):
-        done[busy.pop(worker)] = worker.result()
+        index = busy.pop(worker)
+        done[index] = worker.result()
+        held += _size(done[index])
         idle.append(worker)
+
+
+def _size(result: DecodedClip | ClipError) -> int:
+  """The bytes of its frames."""
+  return sum(map(len, getattr(result, "frames", ())))
 
 
 def _wait(busy: Iterable["_Worker"]) -> list["_Worker"]:
@@ -257,6 +271,7 @@ def _serve(pipe: mpc.Connection) -> None:
   limit = settings["memory_limit_mb"] << 20
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
   av.logging.set_level(av.logging.PANIC)
   pipe.send_bytes(b"ready")
   while True:
@@ -273,8 +288,16 @@ def _serve(pipe: mpc.Connection) -> None:
 
 def _read_guarded(request: dict, encoding: Encoding) -> DecodedClip | ClipError:
   try:
-    return read_clip(
+    clip = read_clip(
       request["path"], request["start"], request["end"], encoding
+    )
+    size = _size(clip)
+    if size <= MAX_REPLY - MAX_HEADER:
+      return clip
+    return ClipError(
+      "too large",
+      f"its {len(clip.frames)} frames take {size:,} bytes as JPEG",
+      "cut it into clips, or lower --max_frames or --short_side",
     )
   except ClipError as error:
     return error

@@ -11,6 +11,13 @@ from calince_jax.data.manifest import Problem
 from calince_jax.errors import UserError
 
 
+def _harmless(problem: Problem) -> Problem:
+  """The path as ./PATH where a spreadsheet would take it for a formula."""
+  if problem.path.startswith(("=", "+", "-", "@")):
+    return dataclasses.replace(problem, path=f"./{problem.path}")
+  return problem
+
+
 class Ledger:
   """What cannot be used; written to ledger.csv when the block is left."""
 
@@ -25,7 +32,9 @@ class Ledger:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([field.name for field in dataclasses.fields(Problem)])
-    writer.writerows(sorted(dataclasses.astuple(p) for p in self.problems))
+    writer.writerows(
+      sorted(dataclasses.astuple(_harmless(p)) for p in self.problems)
+    )
     write_text(self._out / "ledger.csv", table.getvalue())
 
   def add(self, problem: Problem) -> None:

@@ -20,12 +20,12 @@ is a UserError.
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import os
 import pathlib
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 
@@ -35,6 +35,8 @@ COLUMNS = (
   "video", "text", "start", "end", "id", "label", "split", "group", "matched",
 )  # fmt: skip
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+MAX_LINE = 2**24  # characters; a longer line is no manifest's
+MAX_SECONDS = 1e9  # of start and end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,13 @@ def read_manifest(
 
   Raises:
     UserError: the file as a whole cannot be read: it is missing, empty, of
-      another kind, not UTF-8, or without a column `video` or `text`.
+      another kind, not UTF-8, or without a column `video` or `text`; or `root`
+      is no folder.
   """
   path = pathlib.Path(path)
   root = os.path.realpath(path.parent if root is None else root)
+  if not os.path.isdir(root):
+    raise UserError(f"the root of the videos, {root}, is not a folder")
   clips: dict[tuple, list[dict]] = {}
   problems: list[Problem] = []
   for line, row in _read_rows(path):
@@ -151,6 +156,17 @@ def read_manifest(
 # ------------------------------------------------------------- the file
 
 
+def check_plain_file(path: str | os.PathLike) -> None:
+  """UserError unless it is there; a pipe or device may never come to an end."""
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    reason = getattr(error, "strerror", error)
+    raise UserError(f"{path} cannot be read: {reason}") from None
+  if not stat.S_ISREG(mode):
+    raise UserError(f"{path} cannot be read: it is not a plain file")
+
+
 def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
   """Yields (line, {column: str}); a row of another form is a str: its fault."""
   suffix = path.suffix.lower()
@@ -159,45 +175,60 @@ def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
       f"{path}: a manifest is one of {', '.join(SUFFIXES)}, not "
       f"{path.suffix or 'a file without extension'}"
     )
-  text = _read_text(path)
-  if suffix == ".jsonl":
-    rows = _parse_jsonl(path, text)
-  else:
-    rows = _parse_csv(path, text, "," if suffix == ".csv" else "\t")
-  count = 0
-  for row in rows:
-    count += 1
-    yield row
+  check_plain_file(path)
+  try:
+    if suffix == ".jsonl":
+      rows = _parse_jsonl(path)
+    else:
+      rows = _parse_csv(path, "," if suffix == ".csv" else "\t")
+    count = 0
+    for row in rows:
+      count += 1
+      yield row
+  except UnicodeDecodeError:
+    raise _not_utf8(path) from None
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
   if not count:
     raise UserError(f"{path} holds no rows; each row names a video and a text")
 
 
-def _read_text(path: pathlib.Path) -> str:
-  try:
-    data = path.read_bytes()
-  except OSError as error:
-    raise UserError(
-      f"the manifest {path} cannot be read: {error.strerror}"
-    ) from None
-  if not data.strip():
+def _read_lines(path: pathlib.Path, newline: str) -> Iterator[str]:
+  """Yields lines with their ends, one at a time: a manifest may be large."""
+  with open(path, encoding="utf-8-sig", newline=newline) as file:
+    number, blank = 0, True
+    while line := file.readline(MAX_LINE):
+      number += 1
+      if len(line) == MAX_LINE:
+        raise UserError(
+          f"{path} line {number} has {MAX_LINE:,} characters or more: it is no "
+          "manifest, or its line ends are missing"
+        )
+      blank = blank and not line.strip()
+      yield line
+  if blank:
     raise UserError(f"{path} is empty; it needs a header: video,text")
-  try:
-    return data.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    line = data.count(b"\n", 0, error.start) + 1
-    raise UserError(
-      f"{path} line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); "
-      "save the file as UTF-8, or convert it with "
-      "iconv -f LATIN1 -t UTF-8 or iconv -f UTF-16 -t UTF-8"
-    ) from None
+
+
+def _not_utf8(path: pathlib.Path) -> UserError:
+  """Finds the first line that is not; no character holds a line end."""
+  with open(path, "rb") as file:
+    for number, line in enumerate(file, 1):
+      try:
+        line.decode()
+      except UnicodeDecodeError as error:
+        return UserError(
+          f"{path} line {number} is not UTF-8 (byte "
+          f"0x{line[error.start]:02x}); save the file as UTF-8, or convert it "
+          "with iconv -f LATIN1 -t UTF-8 or iconv -f UTF-16 -t UTF-8"
+        )
+  return UserError(f"{path} changed while it was read; try again")
 
 
 def _parse_csv(
-  path: pathlib.Path, text: str, delimiter: str
+  path: pathlib.Path, delimiter: str
 ) -> Iterator[tuple[int, object]]:
-  reader = csv.reader(
-    io.StringIO(text, newline=""), delimiter=delimiter, strict=True
-  )
+  reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
   header = None
   line = 1  # a quoted field may hold line ends: a row begins after the last
   try:
@@ -220,9 +251,9 @@ def _parse_csv(
     ) from None
 
 
-def _parse_jsonl(path: pathlib.Path, text: str) -> Iterator[tuple[int, object]]:
+def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
   first = True
-  for line, content in enumerate(text.split("\n"), 1):
+  for line, content in enumerate(_read_lines(path, "\n"), 1):
     if not content.strip():
       continue
     try:
@@ -241,13 +272,14 @@ def _parse_jsonl(path: pathlib.Path, text: str) -> Iterator[tuple[int, object]]:
 def _check_header(path: pathlib.Path, header: list[str]) -> None:
   for column in ("video", "text"):
     if column not in header:
+      names = ", ".join(repr(_printable(name)[:40]) for name in header[:20])
+      more = ", ..." if len(header) > 20 else ""
       raise UserError(
-        f"{path} has no column {column!r}; its columns are "
-        f"{[_printable(name) for name in header]}"
+        f"{path} has no column {column!r}; its columns are [{names}{more}]"
       )
   twice = sorted({name for name in header if header.count(name) > 1} - {""})
   if twice:
-    raise UserError(f"{path} has the column {twice[0]!r} twice")
+    raise UserError(f"{path} has the column {twice[0][:40]!r} twice")
 
 
 # ------------------------------------------------------------- one row
@@ -276,11 +308,11 @@ def _check_row(row: object) -> dict[str, object]:
       "write a caption or remove the row",
     )
   cells["split"] = cells["split"] or "train"
-  if not re.fullmatch(r"[A-Za-z0-9_]+", cells["split"]):
+  if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", cells["split"]):
     raise _BadRow(
       "bad split name",
       f"split {cells['split'][:40]!r}",
-      "use letters, digits and _ only: train, val, test",
+      "use at most 40 letters, digits and _: train, val, test",
     )
   if cells["matched"] not in ("", "0", "1"):
     raise _BadRow(
@@ -328,7 +360,7 @@ def _parse_seconds(column: str, value: str) -> float | None:
     seconds = float(value)
   except ValueError:
     seconds = math.nan
-  if not 0 <= seconds < math.inf:
+  if not 0 <= seconds <= MAX_SECONDS:
     raise _BadRow(
       "bad number",
       f"{column} is {value[:40]!r}",

@@ -67,8 +67,10 @@ class Mix:
       ValueError: a weight is not positive, or too small for the pattern.
     """
     weights = np.asarray(weights, np.float64)
-    if not len(weights) or not (weights > 0).all():
-      raise ValueError(f"the weights of a mix must be positive: {weights}")
+    if not (len(weights) and (weights > 0).all() and weights.sum() < np.inf):
+      raise ValueError(
+        f"the weights of a mix must be positive and finite: {weights}"
+      )
     slots = 1 if len(weights) == 1 else MIX_SLOTS
     share = weights / weights.sum() * slots
     counts = np.floor(share).astype(np.int64)

@@ -77,15 +77,15 @@ def plan_shards(clips: Sequence[Clip], clips_per_shard: int) -> list[Shard]:
 
 
 def read_note(directory: pathlib.Path, shard: Shard) -> Note | None:
-  """Returns the note of a finished shard, or None."""
+  """Returns the note of a finished shard, or None; a damaged one counts not."""
   path = shard_path(directory, shard.split, shard.index, shard.count)
   try:
     note = Note(**json.loads(_note_path(path).read_text(encoding="utf-8")))
     if path.stat().st_size != note.bytes:
       return None
-  except FileNotFoundError:
+    note.problems = [Problem(*fields) for fields in note.problems]
+  except (FileNotFoundError, ValueError, TypeError):
     return None
-  note.problems = [Problem(*fields) for fields in note.problems]
   return note
 
 
@@ -169,6 +169,8 @@ def _name(clip: Clip) -> str:
 def claim(out: pathlib.Path) -> Iterator[None]:
   """Makes the folder and keeps a second prepare out of it."""
   work = out / WORK_FOLDER
+  if out.exists() and not out.is_dir():
+    raise UserError(f"{out} is not a folder; choose another --out")
   if out.exists() and not work.exists() and any(out.iterdir()):
     raise UserError(
       f"{out} is neither empty nor a prepared data set; choose another --out"
@@ -202,7 +204,12 @@ def begin(
   wanted = settings | {"list of usable videos": digest}
   path = out / WORK_FOLDER / "plan.json"
   if path.exists():
-    there = json.loads(path.read_text(encoding="utf-8"))
+    try:
+      there = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+      raise UserError(
+        f"{path} is damaged; delete {out} and start anew"
+      ) from None
     if there == wanted:
       return
     if list(path.parent.glob("*.json")) != [path]:  # finished shards

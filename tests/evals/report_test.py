@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import hostile_settings
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration, recognition, report, retrieval
 
@@ -119,6 +120,35 @@ def test_text_from_data_stays_text(results):
   for said in ("run ", "query ", "hit ", "bad 0 "):
     assert said + EVIL in text
   assert json.dumps(EVIL) in text  # in the configuration
+
+
+def test_names_from_data_do_not_leave_their_attributes(results):
+  breaks = '\'x" onload="alert(1)" y=\'>'
+
+  def changed(value):
+    """Every text of a result but the pictures, with `breaks` in it."""
+    if isinstance(value, dict):
+      return {
+        name: x if name == "thumbnail" else changed(x)
+        for name, x in value.items()
+      }
+    if isinstance(value, list):
+      return [changed(x) for x in value]
+    return value + breaks if isinstance(value, str) else value
+
+  run = make_run(changed(results), name=breaks, workdir=breaks, date=breaks)
+  run["config"] = {breaks: breaks}
+  histogram = run["calibration"]["histogram"]
+  histogram[breaks] = histogram["edges"][:-1]
+  page = Page(report.render(run))
+  assert breaks in page.text
+  for tag, attributes in page.tags:
+    assert not [name for name in attributes if name.startswith("on")], tag
+  assert any(
+    breaks in (value or "")
+    for _, attributes in page.tags
+    for value in attributes.values()
+  )
 
 
 def test_headline_numbers_stand_beside_chance(results):
@@ -234,6 +264,30 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, results):
   elsewhere = tmp_path / "page.html"
   assert command(f"--workdir={workdir}", f"--out={elsewhere}").returncode == 0
   assert elsewhere.exists()
+
+
+def test_whatever_a_result_says_there_is_a_page_or_one_message(
+  tmp_path, results
+):
+  (tmp_path / "eval").mkdir()
+  for task, result in results.items():
+    path = tmp_path / "eval" / f"{task}.json"
+    path.write_text(json.dumps(result, default=float))
+  rows = [json.dumps({"step": s, "contrastive": 1 / s}) for s in range(1, 9)]
+  (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, ""]))
+  assert hostile_settings.attempt(hostile_settings.report, tmp_path) == ""
+  rng = np.random.default_rng(0)
+  said = []
+  for path in (*tmp_path.glob("eval/*.json"), tmp_path / "metrics.jsonl"):
+    good = path.read_bytes()
+    for i in range(40):
+      first, *others = good.split(b"\n") if path.suffix == ".jsonl" else [good]
+      first = hostile_settings.broken_json(first, i, rng)
+      path.write_bytes(b"\n".join([first, *others]))
+      said.append(hostile_settings.attempt(hostile_settings.report, tmp_path))
+    path.write_bytes(good)
+  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert 10 < said.count("") < 190
 
 
 def test_the_command_speaks_to_the_person(tmp_path, results):
