@@ -3,10 +3,12 @@
 import functools
 import io
 import struct
+import tempfile
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 # container, codec, file name's end, muxer options
 GOOD = {
@@ -110,3 +112,21 @@ def large_film(side: int) -> bytes:
       output.mux(track.encode(frame))
     output.mux(track.encode())
   return file.getvalue()
+
+
+@functools.cache
+def large_picture(kind: str, side: int, count: int) -> bytes:
+  """So many black pictures in one file of that kind."""
+  pictures = [Image.new("L", (side, side))] * count
+  file = io.BytesIO()
+  pictures[0].save(file, kind, save_all=True, append_images=pictures[1:])
+  return file.getvalue()
+
+
+@functools.cache
+def crowd(container: str, streams: int) -> bytes:
+  """A film with many video streams."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "crowd"
+    film(path, container, "mpeg4", frames=4, streams=streams)
+    return path.read_bytes()

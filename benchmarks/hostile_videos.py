@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.hostile_films import GOOD, film, good_files, large_film, picture
+from benchmarks.hostile_films import (
+  GOOD,
+  crowd,
+  good_files,
+  large_film,
+  large_picture,
+  picture,
+)
 
 SPARSE = 16 * 2**30  # bytes of a file without content
 
@@ -204,17 +211,13 @@ def huge_picture(rng, good, folder, name, turn):
   return write(folder, name + ".mp4", data)
 
 
-def large_picture(rng, good, folder, name, turn):
+def large_frames(rng, good, folder, name, turn):
   """Just below and above what is allowed, and truly of that size."""
+  side = (5984, 6016)[turn // 3 % 2]
   if turn % 3 == 0:
-    data = large_film((5984, 6016)[turn // 3 % 2])
+    data = large_film(side)
   else:
-    side = (5984, 6016, 12_000)[turn // 3 % 3]
-    pictures = [Image.new("L", (side, side))] * (1, 3)[turn % 3 - 1]
-    file = io.BytesIO()
-    kind = ("PNG", "GIF")[turn % 3 - 1]
-    pictures[0].save(file, kind, save_all=True, append_images=pictures[1:])
-    data = file.getvalue()
+    data = large_picture(("PNG", "GIF")[turn % 3 - 1], side, turn % 3)
   return write(folder, name + ".mp4", data)
 
 
@@ -242,13 +245,10 @@ def odd_clock(rng, good, folder, name, turn):
 def many_streams(rng, good, folder, name, turn):
   count = (20, 100)[turn % 2]
   container, suffix = (("matroska", ".mkv"), ("mp4", ".mp4"))[turn // 2 % 2]
-  path = folder / (name + suffix)
-  film(path, container, "mpeg4", frames=4, streams=count)
+  data = bytearray(crowd(container, count))
   if turn >= 4:
-    data = bytearray(path.read_bytes())
     data[rng.integers(len(data))] ^= 255
-    path.write_bytes(data)
-  return path.name
+  return write(folder, name + suffix, data)
 
 
 def endless(rng, good, folder, name, turn):
@@ -308,7 +308,7 @@ KINDS: dict[str, Callable[..., str]] = {
   "a picture": still,
   "text, page, playlist": text,
   "huge dimensions": huge_picture,
-  "large frames": large_picture,
+  "large frames": large_frames,
   "odd clock": odd_clock,
   "many streams": many_streams,
   "endless, or no file": endless,
