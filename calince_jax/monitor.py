@@ -7,6 +7,7 @@ WORKDIR/events.jsonl    what happened: starts, stops, skipped steps, alarms
 import contextlib
 import datetime
 import json
+import math
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -51,7 +52,7 @@ class Monitor:
     self._once: dict[str, float] = {}  # for the next row alone
     self._rows = LineFile(
       epath.Path(workdir) / "metrics.jsonl",
-      lambda line: json.loads(line)["step"] <= first_step,
+      lambda line: _step(line) <= first_step,
     )
     self._events = LineFile(epath.Path(workdir) / "events.jsonl")
 
@@ -165,6 +166,14 @@ class Monitor:
     """Flushes everything."""
     if self._writer is not None:
       self._writer.close()
+
+
+def _step(line):
+  """Of a row of metrics.jsonl; one that is damaged is dropped."""
+  try:
+    return int(json.loads(line)["step"])
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return math.inf
 
 
 def resident_memory_mib() -> float:

@@ -33,24 +33,46 @@ LATER_SETTINGS = {  # since format 2
 }
 
 
-def write_config(workdir: str, config: dict[str, Any]) -> None:
-  """Writes WORKDIR/config.json, or checks that it says the same.
+def begin(
+  workdir: str,
+  config: dict[str, Any],
+  tokenizer: Path,
+  folders: Sequence[str],
+  infos: Sequence[Any],
+) -> None:
+  """Begins a run, or goes on with it; nothing is written where it is another.
+
+  Args:
+    workdir: of the run.
+    config: its configuration.
+    tokenizer: the file of its data.
+    folders: of its data sets, in the order of the mix.
+    infos: the DatasetInfo of each.
 
   Raises:
-    UserError: the folder holds a run with another configuration.
+    UserError: the folder holds a run with another configuration or other data.
   """
-  path = epath.Path(workdir) / "config.json"
+  contents = {
+    "tokenizer.model": tokenizer_of(workdir, tokenizer),
+    "data.json": data_of(workdir, folders, infos),
+    "config.json": config_of(workdir, config),
+  }
+  epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+  for name, content in contents.items():
+    write_whole(epath.Path(workdir) / name, content)
+
+
+def config_of(workdir: str, config: dict[str, Any]) -> str:
+  """The text of config.json; UserError where what is there is another run."""
   config = json.loads(json.dumps(config))  # tuples become lists, as in a file
-  if path.exists():
+  if (epath.Path(workdir) / "config.json").exists():
     differences = _differences(read_config(workdir), config)
     if differences:
       raise UserError(
         f"{workdir} holds a run with another configuration"
         f" ({'; '.join(differences[:5])}); choose another --workdir"
       )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(document(config), indent=2, sort_keys=True)
-  write_whole(path, text + "\n")
+  return json.dumps(document(config), indent=2, sort_keys=True) + "\n"
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -64,10 +86,11 @@ def read_config(workdir: str) -> dict[str, Any]:
     raise UserError(f"{workdir} is not the folder of a run: no config.json")
   try:
     return of_known_format(json.loads(path.read_text()), path)[1]
-  except (ValueError, KeyError, TypeError) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(f"{path} is damaged: {error}") from error
+  except UserError:
+    raise
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    why = f"{type(error).__name__}: {error}"
+    raise UserError(f"{path} is damaged: {why}") from error
 
 
 def document(config: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +113,8 @@ def of_known_format(
       f"{where} is of format {version}, newer than this program's"
       f" {FORMAT_VERSION}; update calince_jax"
     )
+  if not isinstance(config, dict):
+    raise TypeError("its configuration is no object")
   return version, config if version == FORMAT_VERSION else _filled(config)
 
 
@@ -97,7 +122,8 @@ def _filled(config, later=LATER_SETTINGS):
   """`config` with those of `later` that it lacks."""
   filled = {**later, **config}
   for key, value in later.items():
-    if isinstance(value, dict):
+    # What stands there in another form is for config_checks to say.
+    if isinstance(value, dict) and isinstance(filled[key], dict):
       filled[key] = _filled(filled[key], value)
   return filled
 
@@ -143,22 +169,20 @@ def _differences(old, new, prefix=""):
 # ---------------------------------------------------------------- its data
 
 
-def keep_tokenizer(workdir: str, path: Path) -> None:
-  """Copies the data's tokenizer to the run, or checks that it is the run's."""
+def tokenizer_of(workdir: str, path: Path) -> bytes:
+  """The data's tokenizer; UserError where the run began with another."""
+  content = path.read_bytes()
   kept = epath.Path(workdir) / "tokenizer.model"
-  if not kept.exists():
-    write_whole(kept, path.read_bytes())
-  elif kept.read_bytes() != path.read_bytes():
+  if kept.exists() and kept.read_bytes() != content:
     raise UserError(
       f"{path} is not the tokenizer that {workdir} began with: its data was"
       " prepared anew; choose another --workdir"
     )
+  return content
 
 
-def keep_data(
-  workdir: str, folders: Sequence[str], infos: Sequence[Any]
-) -> None:
-  """Notes what the data sets hold, or checks that it is what it was.
+def data_of(workdir: str, folders: Sequence[str], infos: Sequence[Any]) -> str:
+  """The text of data.json: what the data sets hold, wherever they lie.
 
   The step number says which samples come next, so a run may find its data in
   another place, but not other data.
@@ -175,10 +199,13 @@ def keep_data(
   now = [json.loads(json.dumps(vars(info))) for info in infos]
   for one in now:
     del one["name"]  # of the folder
+  text = json.dumps(now, indent=1) + "\n"
   if not kept.exists():
-    write_whole(kept, json.dumps(now, indent=1) + "\n")
-    return
-  before = json.loads(kept.read_text())
+    return text
+  try:
+    before = [dict(one) for one in json.loads(kept.read_text())]
+  except (ValueError, TypeError, RecursionError) as error:
+    raise UserError(f"{kept} is damaged: {error}") from error
   if len(before) != len(now):
     raise UserError(
       f"{workdir} began with {len(before)} data sets, not {len(now)}"
@@ -190,3 +217,4 @@ def keep_data(
         f" {'; '.join(_differences(old, new)[:5])}; name the same data in"
         " config.data.datasets, or choose another --workdir"
       )
+  return text

@@ -119,9 +119,9 @@ def train_together(
   damage = open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
-    run_folder.write_config(workdir, config)
-    run_folder.keep_tokenizer(workdir, data["tokenizer"])
-    run_folder.keep_data(workdir, data["folders"], data["infos"])
+    run_folder.begin(
+      workdir, config, data["tokenizer"], data["folders"], data["infos"]
+    )
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:

@@ -105,7 +105,9 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
   ]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 4, "lo', '{"step": 4}'])
+@pytest.mark.parametrize(
+  "torn", ['{"step": 4, "lo', '{"step": 4}', "[1\n", '{"step": []}\n']
+)
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
   (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n' + torn)
   monitor = open_monitor(tmp_path, first_step=10)

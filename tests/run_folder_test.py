@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from conftest import tiny_config, train_tiny
@@ -13,9 +14,17 @@ from calince_jax.errors import UserError
 CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
 
 
+def begin(workdir, config, infos=()):
+  """A run of data sets of these infos, and an empty tokenizer."""
+  tokenizer = Path(workdir) / "made"
+  tokenizer.write_bytes(b"")
+  folders = [f"data{i}" for i in range(len(infos))]
+  run_folder.begin(workdir, config, tokenizer, folders, infos)
+
+
 def test_the_configuration_comes_back(tmp_path):
-  run_folder.write_config(str(tmp_path), CONFIG)
-  run_folder.write_config(str(tmp_path), CONFIG)
+  begin(str(tmp_path), CONFIG)
+  begin(str(tmp_path), CONFIG)
   read = run_folder.read_config(str(tmp_path))
   assert read["model"] == {"size": "S", "tubelet": [2, 4]}
   document = json.loads((tmp_path / "config.json").read_text())
@@ -31,16 +40,16 @@ def test_the_configuration_comes_back(tmp_path):
   ],
 )
 def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
-  run_folder.write_config(str(tmp_path), CONFIG)
+  begin(str(tmp_path), CONFIG)
   before = (tmp_path / "config.json").read_bytes()
   with pytest.raises(UserError, match=said):
-    run_folder.write_config(str(tmp_path), changed)
+    begin(str(tmp_path), changed)
   assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_what_does_not_decide_the_run_may_change(tmp_path):
-  run_folder.write_config(str(tmp_path), CONFIG)
-  run_folder.write_config(str(tmp_path), CONFIG | {"log_every": 7})
+  begin(str(tmp_path), CONFIG)
+  begin(str(tmp_path), CONFIG | {"log_every": 7})
   assert run_folder.read_config(str(tmp_path))["log_every"] == 7
 
 
@@ -66,11 +75,11 @@ def test_not_a_run(tmp_path):
 
 def test_a_change_of_the_machine_is_no_other_run(tmp_path):
   config = tiny_config(tmp_path).to_dict()
-  run_folder.write_config(str(tmp_path), config)
+  begin(str(tmp_path), config)
   config["sharding"] = {"model_parallel": 2, "rules": [["bias", "replicate"]]}
   config["micro_batches"] = 4
   config["data"]["datasets"] = "elsewhere"
-  run_folder.write_config(str(tmp_path), config)
+  begin(str(tmp_path), config)
   assert run_folder.read_config(str(tmp_path)) == json.loads(json.dumps(config))
 
 
@@ -105,12 +114,16 @@ def info(**changes):
 
 def test_data_may_move_but_not_change(tmp_path):
   run = str(tmp_path)
-  run_folder.keep_data(run, ["x"], [info()])
-  run_folder.keep_data(run, ["moved"], [info(name="b")])
-  with pytest.raises(UserError, match="other does not hold.*manifest_sha256"):
-    run_folder.keep_data(run, ["other"], [info(manifest_sha256="01")])
+  begin(run, CONFIG, [info()])
+  begin(run, CONFIG, [info(name="b")])
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+  # Nothing is written where anything is refused.
+  other = CONFIG | {"log_every": 9}
+  with pytest.raises(UserError, match="data0 does not hold.*manifest_sha256"):
+    begin(run, other, [info(manifest_sha256="01")])
   with pytest.raises(UserError, match="1 data sets, not 2"):
-    run_folder.keep_data(run, ["x", "x"], [info(), info()])
+    begin(run, other, [info(), info()])
+  assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 
 def test_a_run_refuses_other_data(trained_run, tiny_dataset, tmp_path):

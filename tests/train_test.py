@@ -261,9 +261,14 @@ def test_one_device_learns_what_eight_learn(tiny_dataset, tmp_path):
       )
 
 
-def test_too_many_bad_steps_end_the_run(tiny_dataset, tmp_path, capsys):
+def test_too_many_bad_steps_end_the_run(
+  tiny_dataset, tmp_path, capsys, monkeypatch
+):
+  # A rate that config_checks.py would refuse.
+  monkeypatch.setattr(
+    build.optimizer_lib, "learning_rate_schedule", lambda *_: lambda _: 1e30
+  )
   changes = {
-    "optimizer.learning_rate": 1e30,
     "max_bad_steps": 2,
     "log_every": 1,
   }

@@ -248,7 +248,7 @@ def read_info(directory: str | os.PathLike) -> DatasetInfo:
       "make one, or finish an interrupted one, with "
       "python -m calince_jax.prepare --manifest=... --out=..."
     ) from None
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f"{path} cannot be read: {error!r}") from None
   if version != FORMAT_VERSION:
     raise UserError(
@@ -259,6 +259,10 @@ def read_info(directory: str | os.PathLike) -> DatasetInfo:
   fields = [field.name for field in dataclasses.fields(DatasetInfo)]
   if sorted(content) != sorted(fields):
     raise UserError(f"{path} has the keys {sorted(content)}, not {fields}")
+  wanted = {"splits": dict, "settings": dict, "labels": list, "num_pairs": int}
+  for name, kind in wanted.items():
+    if not isinstance(content[name], kind):
+      raise UserError(f"{path}: {name} is no {kind.__name__}; copy it again")
   return DatasetInfo(**content)
 
 

@@ -47,8 +47,9 @@ def main() -> None:
       step=jax.device_put(np.int32(STEP), sharding.replicated(mesh))
     )
     config["data"]["datasets"] = "data"
-    run_folder.write_config(str(run), config)
-    run_folder.keep_tokenizer(str(run), opened["tokenizer"])
+    run_folder.begin(
+      str(run), config, opened["tokenizer"], ["data"], opened["infos"]
+    )
     with checkpoint.open_checkpoints(str(run)) as manager:
       checkpoint.save(manager, STEP, state, config)
     name = f"checkpoint_v{run_folder.FORMAT_VERSION}.tar.xz"
