@@ -50,7 +50,7 @@ def joined(
   """Joins the other processes of a run, where there are any.
 
   Left by an exception, a process of several says what it is, tells the others,
-  and ends at once: with status 2 for a UserError, else 1.
+  and ends at once: with status 2 for a UserError or OSError, else 1.
 
   Args:
     distributed: `off`, one process (or `manual`, where an address is given);
@@ -256,8 +256,8 @@ def tell(words: str, *, status: int) -> NoReturn:
 
 def _end_with(error):
   me = f"process {jax.process_index()} of the run"
-  if isinstance(error, UserError):
-    tell(f"{me}: {error}", status=2)
+  if isinstance(error, (UserError, OSError)):  # bad input, or a full disk
+    tell(f"{me}: {' '.join(str(error).split())}", status=2)
   if isinstance(error, KeyboardInterrupt):
     tell(f"{me} was interrupted", status=2)
   why = str(error).split("\n")[0]
