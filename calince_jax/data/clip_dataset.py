@@ -332,14 +332,14 @@ def decode_record(data: bytes) -> dict[str, Any]:
     record = _parse(data)
   except (DecodeError, IndexError, UnicodeDecodeError) as error:
     raise ValueError(f"it is no record of a clip ({error})") from None
-  captions = {len(record[name]) for name in _TEXTS + _INTS}
-  if len(captions) > 1 or not all(record[name] for name in _TEXTS + _BYTES):
+  frames, texts = len(record["frames"]), len(record["texts"])
+  pairs, truths = len(record["pair_indices"]), len(record["matched"])
+  if not frames or not texts or not texts == pairs == truths:
     raise ValueError(
-      f"{len(record['frames'])} frames, {len(record['texts'])} texts, "
-      f"{len(record['pair_indices'])} pair indices and "
-      f"{len(record['matched'])} truths are no clip"
+      f"{frames} frames, {texts} texts, {pairs} pair indices and {truths} "
+      "truths are no clip"
     )
-  if min(record["width"], record["height"]) < 1:
+  if record["width"] < 1 or record["height"] < 1:
     raise ValueError(f"{record['width']} x {record['height']} pixels")
   return record
 

@@ -74,6 +74,7 @@ def test_a_resumed_run_goes_on_with_its_ledger(tmp_path):
   log.found(fault(3))
   log.found(fault(4))
   assert [row[0][-1] for row in rows(path)[1:]] == list("1234")
+  assert {len(row) for row in rows(path)} == {4}
   assert path.read_bytes().startswith(before)
   assert [p.name for p in tmp_path.iterdir()] == ["ledger.csv"]
 
