@@ -149,17 +149,15 @@ def tiny_flags(
   ]
 
 
-def start(
-  module: str, *flags: str, devices: int = 8, cache: bool = True
-) -> subprocess.Popen:
-  """Starts `python -m calince_jax.MODULE FLAGS` from the repository.
+# A few steps are run: the compiler need not try hard.
+QUICK = "--xla_backend_optimization_level=0"
+QUICK += " --xla_llvm_disable_expensive_passes=true"
 
-  A few steps are run: the compiler need not try hard.
-  """
-  xla = f"--xla_force_host_platform_device_count={devices}"
-  xla += " --xla_backend_optimization_level=0"
-  xla += " --xla_llvm_disable_expensive_passes=true"
-  settings = {"XLA_FLAGS": xla, "JAX_ENABLE_COMPILATION_CACHE": str(cache)}
+
+def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:
+  """Starts `python -m calince_jax.MODULE FLAGS` from the repository."""
+  xla = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+  settings = {"XLA_FLAGS": xla}
   return subprocess.Popen(
     [sys.executable, "-m", f"calince_jax.{module}", *flags],
     cwd=ROOT,

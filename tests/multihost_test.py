@@ -1,17 +1,16 @@
 """Two processes of four devices do what one process of eight does."""
 
 import json
-import socket
 
 import jax
 import numpy as np
 import pytest
-from conftest import start, tiny_config, tiny_flags, train_tiny, wait
+from conftest import QUICK, tiny_config, tiny_flags, train_tiny
 
+from benchmarks import survival
 from calince_jax import checkpoint, cluster, inference
 from calince_jax.errors import UserError
 
-SECONDS = 300
 # Two of the three terms are enough for what hosts share: negatives and weights.
 CHANGES = {
   "objective.predictive_weight": 0.0,
@@ -20,12 +19,6 @@ CHANGES = {
   "evaluate_every": 2,
   "evaluate_splits": "test",
 }
-
-
-def free_port():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
 
 
 # The loss in tiles that go round all devices, the batch in two parts: it is the
@@ -38,30 +31,11 @@ IN_TILES |= {"micro_batches": 2}
 def two_processes(tiny_dataset, tmp_path_factory):
   """The folder of the run, and what each process printed."""
   workdir = tmp_path_factory.mktemp("multihost") / "run"
-  address = f"localhost:{free_port()}"
-  processes = [
-    start(
-      "train",
-      *tiny_flags(tiny_dataset, CHANGES | IN_TILES),
-      f"--workdir={workdir}",
-      f"--coordinator_address={address}",
-      "--num_processes=2",
-      f"--process_id={i}",
-      devices=4,
-      # Only the first process writes to it: with it, the second would compile
-      # alone while the first waits, and gives up, for it to connect.
-      cache=False,
-    )
-    for i in range(2)
-  ]
-  try:
-    said = [wait(process, SECONDS) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  for process, (_, err) in zip(processes, said, strict=True):
-    assert process.returncode == 0, err
-  return workdir, [out for out, _ in said]
+  words = tiny_flags(tiny_dataset, CHANGES | IN_TILES)
+  pair = survival.start_two(words, workdir, devices=4, xla=QUICK)
+  for i, process in enumerate(pair):
+    survival.finish(process, survival.peer_log(workdir, i))
+  return workdir, [survival.peer_log(workdir, i).read_text() for i in range(2)]
 
 
 @pytest.fixture(scope="module")

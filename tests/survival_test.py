@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from conftest import tiny_flags
+from conftest import QUICK, tiny_flags
 
 from benchmarks import survival
 from benchmarks.survival import Kill
@@ -28,9 +28,6 @@ CHANGES = {
   "objective.predictive_weight": 0.0,
   "objective.memory": 0.5,
 }
-# A few steps are run: the compiler need not try hard.
-QUICK = "--xla_backend_optimization_level=0"
-QUICK += " --xla_llvm_disable_expensive_passes=true"
 start = functools.partial(survival.start, "train", devices=2, xla=QUICK)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config, tiny_flags, train_tiny, wait
 
+from benchmarks import survival
 from calince_jax import (
   build,
   checkpoint,
@@ -48,13 +49,6 @@ LOGGED = {
   "examples_per_second",
   "data_wait_share",
 }
-# What depends on the clock and on the machine.
-CLOCK = (
-  "examples_per_second",
-  "data_wait_share",
-  "resident_memory_mib",
-  "seconds_to_first_step",
-)
 
 
 def rows(workdir):
@@ -62,12 +56,7 @@ def rows(workdir):
   return [json.loads(line) for line in lines]
 
 
-def learning(workdir):
-  """The rows without what the clock decides."""
-  return [
-    {name: x for name, x in row.items() if name not in CLOCK}
-    for row in rows(workdir)
-  ]
+learning = survival.rows  # without what the clock decides
 
 
 def state_of(workdir, step):
