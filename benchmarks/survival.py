@@ -49,7 +49,7 @@ CLOCK = (
 )
 SETTINGS = {
   "batch_size": 16,
-  "total_steps": 240,
+  "total_steps": 360,
   "log_every": 1,
   "checkpoint_every": 5,
   "keep_checkpoints": 2,
@@ -244,16 +244,23 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 def prepare_with_kills(
   words: Sequence[str], out: Path, pauses: Sequence[float]
 ) -> int:
-  """Prepares, killed after each pause (seconds); how many kills hit it."""
+  """Prepares, killed a pause (seconds) after each next shard is there.
+
+  Returns:
+    How many kills came before the end.
+  """
   log, hits = out.with_suffix(".log"), 0
+
+  def shards():
+    return len(list(out.glob("clips-*.array_record-*-of-?????")))
+
   for pause in pauses:
+    before = shards()
     process = start("prepare", *words, f"--out={out}", log=log)
-    try:
-      process.wait(pause)
-    except subprocess.TimeoutExpired:
-      process.kill()
-      hits += 1
-    process.wait()
+    until(lambda before=before: shards() > before, process)
+    time.sleep(pause)
+    process.kill()
+    hits += process.wait() == -signal.SIGKILL
   finish(start("prepare", *words, f"--out={out}", log=log), log)
   return hits
 
@@ -418,17 +425,7 @@ def report_kills(out: Path, data: Path) -> str:
   rng = random.Random(flags.FLAGS.seed)
   for name in ("killed", "killed_data", "alone"):
     shutil.rmtree(out / name, ignore_errors=True)
-  begin = time.monotonic()
-  log = out / "prepare_once.log"
-  finish(
-    start("prepare", *prepare_words(out), f"--out={out / 'timed'}", log=log),
-    log,
-  )
-  shutil.rmtree(out / "timed")
-  whole = time.monotonic() - begin
-  pauses = [
-    rng.uniform(0.3, whole) for _ in range(max(flags.FLAGS.kills // 5, 1))
-  ]
+  pauses = [0.3 * rng.random() for _ in range(max(flags.FLAGS.kills // 5, 1))]
   hits = prepare_with_kills(prepare_words(out), out / "killed_data", pauses)
   same = same_files(out / "killed_data", data)
 
@@ -440,6 +437,14 @@ def report_kills(out: Path, data: Path) -> str:
   different = differences(out / "killed", out / "alone")
   (out / "kills.json").write_text(json.dumps(done, indent=1) + "\n")
   return kills_table(done, different, hits, len(pauses), same)
+
+
+WHEN = {
+  "start": "while it starts",
+  "step": "between steps",
+  "save": "in the middle of a save",
+  "late": "too late: it had ended",
+}
 
 
 def kills_table(
@@ -458,10 +463,11 @@ def kills_table(
     statuses = sorted({str(d["status"]) for d in mine})
     left = sum(d["half_written"] for d in mine)
     lines.append(
-      f"| in a {kind[0]} | {kind[1]} | {len(mine)} | {', '.join(statuses)}"
+      f"| {WHEN[kind[0]]} | {kind[1]} | {len(mine)} | {', '.join(statuses)}"
       f" | {left} |"
     )
   lines.append(f"| in prepare | SIGKILL | {hits} of {tried} | -9 | |")
+  late = sum(d["moment"] == "late" for d in done)
   verdict = (
     "to the last bit that of the run that was left alone: parameters,"
     " optimizer, average, calibration, counters, and the metrics of each of"
@@ -471,7 +477,7 @@ def kills_table(
   )
   files = "the same bytes" if same else "**other bytes**"
   return "\n".join(lines) + (
-    f"\n\nAfter {len(done)} kills of the run its end is {verdict}."
+    f"\n\nAfter {len(done) - late} kills of the run its end is {verdict}."
     f" The data set whose making was killed holds {files}."
   )
 
