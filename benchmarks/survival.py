@@ -425,7 +425,7 @@ def report_kills(out: Path, data: Path) -> str:
   rng = random.Random(flags.FLAGS.seed)
   for name in ("killed", "killed_data", "alone"):
     shutil.rmtree(out / name, ignore_errors=True)
-  pauses = [0.3 * rng.random() for _ in range(max(flags.FLAGS.kills // 5, 1))]
+  pauses = [0.02 * rng.random() for _ in range(max(flags.FLAGS.kills // 5, 1))]
   hits = prepare_with_kills(prepare_words(out), out / "killed_data", pauses)
   same = same_files(out / "killed_data", data)
 
