@@ -375,7 +375,7 @@ def define_flags() -> None:
   """Defines the command line."""
   flags.DEFINE_string("out", "runs/survival", "what is made is kept there")
   flags.DEFINE_integer("kills", 50, "of a run, and as many of prepare / 5", 1)
-  flags.DEFINE_integer("soak_steps", 6000, "of the long run", 100)
+  flags.DEFINE_integer("soak_steps", 20_000, "of the long run", 100)
   flags.DEFINE_integer("seed", 0, "of the moments")
   flags.DEFINE_list("parts", ["kills", "peers", "soak"], "what is done")
 
@@ -523,6 +523,7 @@ def report_soak(out: Path, data: Path) -> str:
   begin = time.monotonic()
   seen = soak(train_words(data, **changes), workdir, every=1.0)
   minutes = (time.monotonic() - begin) / 60
+  (out / "soak.json").write_text(json.dumps(seen) + "\n")
   b, error = slope(seen)
   memory = [mib for _, mib in seen]
   middle = memory[len(memory) // 2]
