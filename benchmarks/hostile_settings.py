@@ -186,8 +186,9 @@ def open_training(arguments: Sequence[str]) -> None:
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  batches = train.train_batches(config, data, mesh, 0)
-  jax.eval_shape(training.step, training.abstract, next(batches))
+  batch = next(train.train_batches(config, data, mesh, 0))
+  batch["stop"] = np.zeros(config["batch_size"], bool)
+  jax.eval_shape(training.step, training.abstract, batch)
 
 
 def open_run(workdir: Path) -> None:
