@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from calince_jax import run_folder
+from calince_jax import cluster, run_folder
 from calince_jax.errors import UserError
 
 # Counters of TrainState that a checkpoint of an older format lacks: they are 0.
@@ -139,9 +139,9 @@ def _saving(manager):
   """Says in words what Orbax raises of a disk, perhaps of an earlier save."""
   try:
     yield
-  except jax.errors.JaxRuntimeError:  # of the devices, or of another process
-    raise
   except (OSError, ValueError, RuntimeError) as error:
+    if cluster.lost_the_others(error):  # no fault of the disk
+      raise
     raise UserError(
       f"no checkpoint can be saved in {manager.directory}"
       f" ({_first_line(error)}); make room, or mend the folder"

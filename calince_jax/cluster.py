@@ -29,7 +29,7 @@ WORD_MS = 2_000  # of one call that waits for word; an end takes so long
 READ_SECONDS = 3.0  # for others to read why a process ends
 
 # What collectives say when a process at the other end has died.
-LOST = re.compile(r"gloo|nccl|connection|unavailable|peer", re.IGNORECASE)
+LOST = re.compile(r"gloo|nccl|connection re|unavailable", re.IGNORECASE)
 AGAIN = "the same commands go on from the last checkpoint"
 
 _ENDED, _ALIVE = "calince_jax/ended", "calince_jax/alive"
@@ -254,15 +254,24 @@ def tell(words: str, *, status: int) -> NoReturn:
     _end(words, status)
 
 
+def lost_the_others(error: BaseException) -> bool:
+  """Whether this is what a collective says when another process has died.
+
+  JAX raises it as one of several types, wherever a value is waited for.
+  """
+  several = jax.process_count() > 1
+  return several and bool(LOST.search(str(error).split("\n")[0]))
+
+
 def _end_with(error):
   me = f"process {jax.process_index()} of the run"
   if isinstance(error, (UserError, OSError)):  # bad input, or a full disk
     tell(f"{me}: {' '.join(str(error).split())}", status=2)
   if isinstance(error, KeyboardInterrupt):
     tell(f"{me} was interrupted", status=2)
-  why = str(error).split("\n")[0]
-  if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(why):
-    tell(f"{me} has lost the others ({why[:200]}); {AGAIN}", status=1)
+  if lost_the_others(error):
+    why = str(error).split("\n")[0][:200]
+    tell(f"{me} has lost the others ({why}); {AGAIN}", status=1)
   traceback.print_exception(error)
   tell(f"{me} ended by {type(error).__name__}: {error}; {AGAIN}", status=1)
 
