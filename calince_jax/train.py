@@ -131,13 +131,18 @@ def train_together(
     if jax.process_index() == 0:
       say_what_runs(config, workdir, data, mesh, training, state)
     retrieval = open_watch(config, data, mesh, training)
-    with open_monitor(config, workdir, first_step) as monitor:
+    batches = train_batches(config, data, mesh, first_step, damage)
+    # Closed: its threads must not outlive the interpreter.
+    with (
+      contextlib.closing(batches),
+      open_monitor(config, workdir, first_step) as monitor,
+    ):
       state = train_loop.loop(
         train_loop.Run(
           config=config,
           mesh=mesh,
           training=training,
-          batches=train_batches(config, data, mesh, first_step, damage),
+          batches=batches,
           damage=damage,
           manager=manager,
           monitor=monitor,
