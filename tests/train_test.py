@@ -22,14 +22,7 @@ from calince_jax import (
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
-STATE = (
-  "step",
-  "params",
-  "opt_state",
-  "ema_params",
-  "calibration",
-  "bad_steps",
-)
+STATE = survival.STATE
 LOGGED = {
   "loss",
   "correspondence",
