@@ -4,9 +4,9 @@
     bash benchmarks/real_clips.sh CLIPS/manifest.csv runs/real
     python -m calince_jax.prepare --manifest=FILES/manifest.csv \
       --out=runs/hard --max_bad_fraction=0.6
-    python -m benchmarks.hostile_inputs
-    python -m benchmarks.hostile_inputs --folder=FILES --out=runs/hostile_wild
-    python -m benchmarks.hostile_settings
+    python -m benchmarks.hostile.inputs
+    python -m benchmarks.hostile.inputs --folder=FILES --out=runs/hostile_wild
+    python -m benchmarks.hostile.settings
     python -m benchmarks.noise_study
     python -m benchmarks.loss_memory    (and the others that it names)
     python -m benchmarks.loss_time
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import noise_study_text
+from benchmarks.noise_study import text as noise_study_text
 from calince_jax import command_line
 from calince_jax.errors import UserError
 
@@ -46,8 +46,8 @@ def define_flags() -> None:
   flags.DEFINE_string("real", "runs/real", "of real_clips.sh")
   flags.DEFINE_string("hard", "runs/hard", "prepared from hostile files")
   hostile = "runs/hostile"
-  flags.DEFINE_string("hostile", hostile, "of hostile_inputs")
-  flags.DEFINE_string("hostile_wild", f"{hostile}_wild", "of hostile_inputs")
+  flags.DEFINE_string("hostile", hostile, "of hostile.inputs")
+  flags.DEFINE_string("hostile_wild", f"{hostile}_wild", "of hostile.inputs")
   flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("survival", "runs/survival", "of survival")

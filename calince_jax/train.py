@@ -7,7 +7,6 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
 from typing import Any
 
 # Its start-up remarks would stand between the lines of progress.
@@ -15,7 +14,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -28,8 +26,8 @@ from calince_jax import (
   run_folder,
   sharding,
   train_loop,
+  train_setup,
 )
-from calince_jax.errors import UserError
 from calince_jax.monitor import Monitor
 from calince_jax.stop_signal import StopSignal
 from calince_jax.watchdog import Watchdog
@@ -112,11 +110,11 @@ def train_together(
 ) -> None:
   """Mesh, data, model, state, loop."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = open_data(config)
+  data = train_setup.open_data(config)
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  damage = open_damage_log(config, workdir, data, mesh)
+  damage = train_setup.open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
     run_folder.begin(
@@ -125,17 +123,17 @@ def train_together(
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
-    state, first_step, visits = start_or_resume(
+    state, first_step, visits = train_setup.start_or_resume(
       manager, training, config["seed"]
     )
     if jax.process_index() == 0:
       say_what_runs(config, workdir, data, mesh, training, state)
-    retrieval = open_watch(config, data, mesh, training)
-    batches = train_batches(config, data, mesh, first_step, damage)
+    retrieval = train_setup.open_watch(config, data, mesh, training)
+    batches = train_setup.train_batches(config, data, mesh, first_step, damage)
     # Closed: its threads must not outlive the interpreter.
     with (
       contextlib.closing(batches),
-      open_monitor(config, workdir, first_step) as monitor,
+      train_setup.open_monitor(config, workdir, first_step) as monitor,
     ):
       state = train_loop.loop(
         train_loop.Run(
@@ -174,177 +172,6 @@ def report_end(
       " goes on",
       flush=True,
     )
-
-
-def open_data(config: dict[str, Any]) -> dict[str, Any]:
-  """The readers of the mix and its tokenizer; nothing is decoded yet."""
-  from calince_jax.data import clip_dataset
-  from calince_jax.data.mismatch import mismatched
-  from calince_jax.data.tokenizer import Tokenizer
-
-  folders, weights = build.data_mix(config)
-  share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
-  infos = [clip_dataset.read_info(folder) for folder in folders]
-  path = build.common_tokenizer(folders)
-  return {
-    "folders": folders,
-    "infos": infos,
-    "weights": weights,
-    "readers": [
-      mismatched(
-        clip_dataset.ClipReader(folder, config["data"]["split"]),
-        share,
-        seed + d,
-      )
-      for d, folder in enumerate(folders)
-    ],
-    "watched": watched_readers(config, folders[0]),
-    "tokenizer": path,
-    "vocab_size": Tokenizer(path).vocab_size,
-    "num_pairs": sum(info.num_pairs for info in infos),
-  }
-
-
-def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
-  """The splits that are evaluated during training, {} if none is.
-
-  Raises:
-    UserError: `evaluate_every` does not fit, or `folder` lacks a split.
-  """
-  from calince_jax.data import clip_dataset
-
-  every, log_every = config["evaluate_every"], config["log_every"]
-  if every < 0 or every % log_every:
-    raise UserError(
-      f"config.evaluate_every={every} must be 0 or a multiple of"
-      f" config.log_every={log_every}"
-    )
-  if not every:
-    return {}
-  splits = [s for s in config["evaluate_splits"].split(",") if s]
-  known = clip_dataset.read_info(folder).splits
-  missing = [split for split in splits if split not in known]
-  if missing or not splits:
-    raise UserError(
-      f"config.evaluate_splits={config['evaluate_splits']!r}: {folder} has the"
-      f" splits {sorted(known)}; name some of them, or set"
-      " config.evaluate_every=0"
-    )
-  return {split: clip_dataset.ClipReader(folder, split) for split in splits}
-
-
-def open_watch(
-  config: dict[str, Any],
-  data: dict[str, Any],
-  mesh: Any,
-  training: build.Training,
-) -> Any:
-  """The RetrievalWatch of the run, None where nothing is evaluated."""
-  if not data["watched"]:
-    return None
-  from calince_jax.data.tokenizer import Tokenizer
-  from calince_jax.watch import RetrievalWatch
-
-  return RetrievalWatch(
-    training.model,
-    data["watched"],
-    Tokenizer(data["tokenizer"]),
-    build.sampling(config),
-    batch_size=config["batch_size"],
-    mesh=mesh,
-    layout=training.layout.ema_params,
-  )
-
-
-def open_damage_log(
-  config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
-) -> Any:
-  """The DamageLog of this process."""
-  from calince_jax.data.damage import DamageLog
-
-  rows = sharding.local_rows(config["batch_size"], mesh)
-  return DamageLog(
-    workdir,
-    data["readers"],
-    max_bad_fraction=config["data"]["max_bad_fraction"],
-    share=len(rows) / config["batch_size"],
-    process=jax.process_index(),
-  )
-
-
-def train_batches(
-  config: dict[str, Any],
-  data: dict[str, Any],
-  mesh: Any,
-  first_step: int,
-  damage: Any = None,
-) -> Iterator[dict[str, np.ndarray]]:
-  """This host's share of the batches from `first_step` on."""
-  from calince_jax.data import pipeline
-  from calince_jax.data.tokenizer import Tokenizer
-
-  pairs = [info.num_pairs for info in data["infos"]]
-  return pipeline.train_batches(
-    data["readers"],
-    data["weights"],
-    pair_offsets=[0, *np.cumsum(pairs)[:-1].tolist()],
-    tokenizer=Tokenizer(data["tokenizer"]),
-    sampling=build.sampling(config),
-    batch_size=config["batch_size"],
-    rows=sharding.local_rows(config["batch_size"], mesh),
-    text_length=config["data"]["text_length"],
-    seed=config["seed"],
-    first_step=first_step,
-    cache=config["data"]["cache"],
-    damage=damage,
-  )
-
-
-def start_or_resume(
-  manager: Any, training: build.Training, seed: int
-) -> tuple[Any, int, dict[str, np.ndarray]]:
-  """A fresh state, or that of the last checkpoint; its step; its visits."""
-  step = manager.latest_step()
-  if step is None:
-    return training.start(seed), 0, {}
-  abstract = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    training.abstract,
-    training.layout,
-  )
-  state = checkpoint.restore(manager, step, abstract)
-  return state, step, checkpoint.restore_visits(manager, step)
-
-
-@contextlib.contextmanager
-def open_monitor(
-  config: dict[str, Any], workdir: str, first_step: int
-) -> Iterator[Monitor | None]:
-  """The monitor of process 0, and None in the others."""
-  if jax.process_index():
-    yield None
-    return
-  from clu import metric_writers
-
-  monitor = Monitor(
-    workdir,
-    first_step=first_step,
-    total_steps=config["total_steps"],
-    batch_size=config["batch_size"],
-    writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
-  )
-  monitor.note(
-    first_step,
-    "resumed" if first_step else "started",
-    processes=jax.process_count(),
-    devices=jax.device_count(),
-  )
-  try:
-    yield monitor
-  finally:
-    monitor.close()
 
 
 def say_what_runs(

@@ -17,7 +17,7 @@ from calince_jax import (
   config_checks,
   run_folder,
   sharding,
-  train,
+  train_setup,
 )
 from calince_jax.errors import UserError
 
@@ -212,7 +212,7 @@ def test_older_checkpoints_can_be_read(version, ways, tmp_path):
   config["sharding"]["rules"] = [(".*", "model" if ways[1] > 1 else "fsdp")]
   training = build.training(config, mesh, vocab_size=80, num_pairs=104)
   with checkpoint.open_checkpoints(str(run)) as manager:
-    state, step, visits = train.start_or_resume(manager, training, seed=0)
+    state, step, visits = train_setup.start_or_resume(manager, training, seed=0)
   assert step == 3 and visits == {}
   assert state.step == 3 and state.skipped_steps == 0
   spread = 0

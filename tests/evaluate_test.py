@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from calince_jax import encode_clips, evaluate, run_model, train
+from calince_jax import encode_clips, evaluate, run_model, train_setup
 from calince_jax import evaluation as evaluation_lib
 from calince_jax.data import clip_dataset, pipeline
 from calince_jax.data.clip_dataset import ClipReader
@@ -357,7 +357,7 @@ def test_what_a_run_was_trained_on_is_exchanged_again(
   config = tiny_config(
     tiny_dataset, changes={"data.mismatch": 0.4, "data.mismatch_seed": 2}
   )
-  (trained_on,) = train.open_data(config.to_dict())["readers"]
+  (trained_on,) = train_setup.open_data(config.to_dict())["readers"]
   assert texts() == [r["texts"] for r in trained_on.read(range(40))]
   plain = texts(mismatch=0.0)
   assert texts() != plain

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import calince_jax
-from benchmarks import hostile_settings
+from benchmarks.hostile import settings
 from calince_jax import evaluate, export, inference, run_model
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
@@ -354,10 +354,10 @@ def test_whatever_stands_in_config_json_there_is_one_message(
   folder = shutil.copytree(exported, tmp_path / "model")
   rng = np.random.default_rng(0)
   said = [
-    hostile_settings.attempt(hostile_settings.open_export, folder)
-    for _ in hostile_settings.changed(folder / "config.json", 80, rng)
+    settings.attempt(settings.open_export, folder)
+    for _ in settings.changed(folder / "config.json", 80, rng)
   ]
-  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert [words for words in said if settings.is_fault(words)] == []
   assert said.count("") < 40
   calince_jax.load(folder)  # mended again
 
@@ -379,6 +379,6 @@ def test_whatever_stands_in_the_weights_there_is_one_message(
   said = []
   for data in broken:
     path.write_bytes(data)
-    said.append(hostile_settings.attempt(calince_jax.load, folder))
-  assert [words for words in said if hostile_settings.is_fault(words)] == []
+    said.append(settings.attempt(calince_jax.load, folder))
+  assert [words for words in said if settings.is_fault(words)] == []
   assert all(said[:4])

@@ -14,13 +14,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_flags
 
-from benchmarks import (
-  hostile_films,
-  hostile_inputs,
-  hostile_manifests,
-  hostile_settings,
-  hostile_videos,
-)
+from benchmarks.hostile import inputs, manifests, settings, videos
+from benchmarks.hostile.films import film
 from calince_jax import command_line, config_checks, evaluate
 from calince_jax.data import decode_workers
 from calince_jax.data.frames import Encoding
@@ -39,7 +34,7 @@ def films(tmp_path_factory):
   folder.mkdir()
   rows = [["video", "text"]]
   for i in range(8):
-    hostile_films.film(folder / f"{i}.mp4", "mp4", "libx264", frames=8 + i)
+    film(folder / f"{i}.mp4", "mp4", "libx264", frames=8 + i)
     rows.append([f"{i}.mp4", f"film number {i}"])
   write_rows(folder / "clips.csv", rows)
   return folder
@@ -57,8 +52,8 @@ def write_rows(path, rows):
 def test_every_broken_video_is_used_or_has_a_reason(tmp_path):
   folder = tmp_path / "videos"
   folder.mkdir()
-  files = hostile_videos.make(folder, 4 * len(hostile_videos.KINDS), seed=7)
-  manifest = hostile_inputs.write_manifest(tmp_path / "clips.csv", files)
+  files = videos.make(folder, 4 * len(videos.KINDS), seed=7)
+  manifest = inputs.write_manifest(tmp_path / "clips.csv", files)
   prepare(
     Options(
       str(manifest),
@@ -70,9 +65,9 @@ def test_every_broken_video_is_used_or_has_a_reason(tmp_path):
       max_bad_fraction=1.0,
     )
   )
-  usable, ledger = hostile_inputs.outcome(tmp_path / "set")
-  seen = hostile_inputs.Watched(0, "", 0.0)
-  faults = [*hostile_inputs.check(seen, files, usable, ledger, 1024)]
+  usable, ledger = inputs.outcome(tmp_path / "set")
+  seen = inputs.Watched(0, "", 0.0)
+  faults = [*inputs.check(seen, files, usable, ledger, 1024)]
   assert faults == []
   assert 8 < len(usable) < len(files) - 8
   # What a playlist, a link or .. could lead to was not read.
@@ -137,10 +132,10 @@ def test_a_clip_beyond_all_clocks_is_outside_the_video(films):
 def test_every_broken_manifest_works_or_gives_one_message(films, tmp_path):
   rng = np.random.default_rng(3)
   said = [
-    hostile_settings.attempt(hostile_settings.open_manifest, path, films)
-    for path in hostile_manifests.make(tmp_path, 90, rng)
+    settings.attempt(settings.open_manifest, path, films)
+    for path in manifests.make(tmp_path, 90, rng)
   ]
-  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert [words for words in said if settings.is_fault(words)] == []
   assert 20 < said.count("") < 80
 
 
@@ -208,14 +203,10 @@ def test_every_broken_configuration_works_or_gives_one_message(tiny_dataset):
   rng = np.random.default_rng(5)
   base = tiny_flags(tiny_dataset)
   said = {
-    change: hostile_settings.attempt(
-      hostile_settings.open_training, [*base, change]
-    )
-    for change in hostile_settings.choose(
-      hostile_settings.overrides(), 100, rng
-    )
+    change: settings.attempt(settings.open_training, [*base, change])
+    for change in settings.choose(settings.overrides(), 100, rng)
   }
-  bad = [words for words in said.values() if hostile_settings.is_fault(words)]
+  bad = [words for words in said.values() if settings.is_fault(words)]
   assert bad == []
   assert 0 < [*said.values()].count("") < 50
   for change, words in said.items():

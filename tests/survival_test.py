@@ -1,6 +1,6 @@
 """Real processes are killed, and the runs go on as if nothing had happened.
 
-benchmarks/survival.py does the same 50 times and for longer.
+benchmarks/survival does the same 50 times and for longer.
 """
 
 import functools
@@ -13,8 +13,21 @@ import time
 import pytest
 from conftest import QUICK, tiny_flags
 
-from benchmarks import survival
-from benchmarks.survival import Kill
+from benchmarks.survival.kills import Kill, differences, train_with_kills
+from benchmarks.survival.peers import (
+  free_port,
+  kill_one_of_two,
+  peer_log,
+  start_two,
+)
+from benchmarks.survival.processes import (
+  SECONDS,
+  finish,
+  last_step,
+  rows,
+  until,
+)
+from benchmarks.survival.processes import start as start_command
 from calince_jax import checkpoint
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
@@ -28,7 +41,7 @@ CHANGES = {
   "objective.predictive_weight": 0.0,
   "objective.memory": 0.5,
 }
-start = functools.partial(survival.start, "train", devices=2, xla=QUICK)
+start = functools.partial(start_command, "train", devices=2, xla=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,7 @@ def alone(words, tmp_path_factory):
   """The run that is left alone."""
   workdir = tmp_path_factory.mktemp("survival") / "alone"
   log = workdir.with_suffix(".log")
-  survival.finish(start(*words, f"--workdir={workdir}", log=log), log)
+  finish(start(*words, f"--workdir={workdir}", log=log), log)
   return workdir
 
 
@@ -54,16 +67,16 @@ def test_killed_runs_go_on_to_the_same_bits(words, alone, tmp_path):
     Kill("step", KILL, steps=2, pause=0.2),
   ]
   workdir = tmp_path / "run"
-  done = survival.train_with_kills(words, workdir, kills, devices=2, xla=QUICK)
+  done = train_with_kills(words, workdir, kills, devices=2, xla=QUICK)
   assert [d["moment"] for d in done] == ["step", "save", "step"]
   assert [d["status"] for d in done] == [0, -KILL, -KILL]
-  assert survival.differences(workdir, alone) == []
-  assert len(survival.rows(workdir)) == 14
+  assert differences(workdir, alone) == []
+  assert len(rows(workdir)) == 14
   said = workdir.with_suffix(".log").read_text()
   assert said.count("stopped: saved step") == 1 and "finished: step 14" in said
   assert "Traceback" not in said
   # The comparison sees a run that differs.
-  assert survival.differences(workdir, damaged(alone, tmp_path / "other"))
+  assert differences(workdir, damaged(alone, tmp_path / "other"))
 
 
 def damaged(run, folder):
@@ -80,28 +93,28 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
   workdir, log = tmp_path / "run", tmp_path / "log"
   process = start(*words, f"--workdir={workdir}", log=log)
   folder = workdir / "checkpoints"
-  assert survival.until((folder / "3").exists, process)
+  assert until((folder / "3").exists, process)
   # No file may grow beyond this: the checkpoints' do.
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
-  assert process.wait(survival.SECONDS) == 2
+  assert process.wait(SECONDS) == 2
   said = log.read_text()
   assert "error: no checkpoint can be saved in" in said
   assert "make room" in said and "Traceback" not in said
   kept = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
   assert kept and f"whole there: {', '.join(map(str, sorted(kept)))}" in said
   assert checkpoint.restore_parts(str(workdir), None, ["step"])[0] == max(kept)
-  survival.finish(start(*words, f"--workdir={workdir}", log=log), log)
-  assert survival.differences(workdir, alone) == []
+  finish(start(*words, f"--workdir={workdir}", log=log), log)
+  assert differences(workdir, alone) == []
 
 
 def test_a_folder_that_is_taken_away_is_said(words, tmp_path):
   workdir, log = tmp_path / "run", tmp_path / "log"
   process = start(*words, f"--workdir={workdir}", log=log)
-  assert survival.until((workdir / "checkpoints" / "3").exists, process)
+  assert until((workdir / "checkpoints" / "3").exists, process)
   # The run writes meanwhile, so one pass may find new files in a folder.
   while workdir.exists() and process.poll() is None:
     shutil.rmtree(workdir, ignore_errors=True)
-  assert process.wait(survival.SECONDS) == 2
+  assert process.wait(SECONDS) == 2
   said = log.read_text()
   assert "error: " in said and str(workdir) in said.splitlines()[-1]
   assert "Traceback" not in said
@@ -114,19 +127,17 @@ def test_two_processes_stop_together_and_end_together(words, tmp_path):
   words = [*words, "--peer_timeout=5"]
 
   # SIGTERM to one is heard by both.
-  pair = survival.start_two(words, workdir, **more)
-  assert survival.until(lambda: survival.last_step(workdir) >= 2, pair[0])
+  pair = start_two(words, workdir, **more)
+  assert until(lambda: last_step(workdir) >= 2, pair[0])
   pair[1].send_signal(TERM)
   for i, process in enumerate(pair):
-    survival.finish(process, survival.peer_log(workdir, i))
-  stopped = survival.last_step(workdir)
+    finish(process, peer_log(workdir, i))
+  stopped = last_step(workdir)
   assert f"stopped: saved step {stopped} of 14" in said_by(workdir, 0)
   assert (workdir / "checkpoints" / str(stopped)).exists()
 
   # One is killed: the other ends within the limit, and both go on.
-  found = survival.kill_one_of_two(
-    words, workdir, victim=1, at_step=stopped + 1, **more
-  )
+  found = kill_one_of_two(words, workdir, victim=1, at_step=stopped + 1, **more)
   assert found["status"] == 1 and found["seconds"] < 30
   # The one or the other is seen first.
   lost = "no sign of life|process 0 of the run has lost the others"
@@ -137,8 +148,8 @@ def test_two_processes_stop_together_and_end_together(words, tmp_path):
   # What one cannot do, all say; nobody waits.
   (workdir / "config.json").write_text("{")
   begin = time.monotonic()
-  pair = survival.start_two(words, workdir, **more)
-  assert [p.wait(survival.SECONDS) for p in pair] == [2, 1]
+  pair = start_two(words, workdir, **more)
+  assert [p.wait(SECONDS) for p in pair] == [2, 1]
   assert time.monotonic() - begin < 120
   for i in range(2):
     assert "error: process 0 of the run: " in said_by(workdir, i)
@@ -146,7 +157,7 @@ def test_two_processes_stop_together_and_end_together(words, tmp_path):
 
 
 def said_by(workdir, process):
-  return survival.peer_log(workdir, process).read_text()
+  return peer_log(workdir, process).read_text()
 
 
 def test_one_process_of_two_does_not_wait_for_ever(words, tmp_path):
@@ -154,13 +165,13 @@ def test_one_process_of_two_does_not_wait_for_ever(words, tmp_path):
   process = start(
     *words,
     f"--workdir={tmp_path / 'run'}",
-    f"--coordinator_address=localhost:{survival.free_port()}",
+    f"--coordinator_address=localhost:{free_port()}",
     "--num_processes=2",
     "--process_id=1",
     "--start_timeout=2",
     log=log,
   )
-  assert process.wait(survival.SECONDS) == 2
+  assert process.wait(SECONDS) == 2
   assert "waiting for 2 processes" in log.read_text()
   assert "not 2 processes of the run have joined" in log.read_text()
   assert not (tmp_path / "run").exists()

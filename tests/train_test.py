@@ -16,7 +16,7 @@ from calince_jax import (
   inference,
   run_folder,
   sharding,
-  train,
+  train_setup,
   train_step,
 )
 from calince_jax.data.tokenizer import Tokenizer
@@ -285,9 +285,9 @@ def test_two_data_sets_are_mixed(tiny_dataset, tmp_path):
     "data.weights": "3,1",
   }
   config = tiny_config(tiny_dataset, changes=changes).to_dict()
-  data = train.open_data(config)
+  data = train_setup.open_data(config)
   mesh = sharding.make_mesh()
-  batch = next(train.train_batches(config, data, mesh, 0))
+  batch = next(train_setup.train_batches(config, data, mesh, 0))
   assert batch["video"].shape == (16, 4, 32, 32, 3)
   # The second's pairs come after the 104 of the first.
   assert sorted(batch["pair_index"] >= 104) == [False] * 12 + [True] * 4

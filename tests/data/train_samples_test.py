@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import tiny_config
 from PIL import Image
 
-from calince_jax import sharding, train
+from calince_jax import sharding, train_setup
 from calince_jax.data import (
   clip_dataset,
   clip_source,
@@ -328,10 +328,10 @@ def test_a_run_lists_counts_and_stops(rotten, tmp_path):
   def run(fraction, steps):
     changes = {"data.max_bad_fraction": fraction}
     config = tiny_config(rotten, changes=changes).to_dict()
-    data = train.open_data(config)
-    log = train.open_damage_log(config, str(tmp_path), data, mesh)
+    data = train_setup.open_data(config)
+    log = train_setup.open_damage_log(config, str(tmp_path), data, mesh)
     assert isinstance(log, DamageLog)
-    made = train.train_batches(config, data, mesh, 0, log)
+    made = train_setup.train_batches(config, data, mesh, 0, log)
     assert len(list(itertools.islice(made, steps))) == steps
     return log.counts()
 

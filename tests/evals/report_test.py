@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import hostile_settings
+from benchmarks.hostile import settings
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration, recognition, report, retrieval
 
@@ -275,18 +275,18 @@ def test_whatever_a_result_says_there_is_a_page_or_one_message(
     path.write_text(json.dumps(result, default=float))
   rows = [json.dumps({"step": s, "contrastive": 1 / s}) for s in range(1, 9)]
   (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, ""]))
-  assert hostile_settings.attempt(hostile_settings.report, tmp_path) == ""
+  assert settings.attempt(settings.report, tmp_path) == ""
   rng = np.random.default_rng(0)
   said = []
   for path in (*tmp_path.glob("eval/*.json"), tmp_path / "metrics.jsonl"):
     good = path.read_bytes()
     for i in range(40):
       first, *others = good.split(b"\n") if path.suffix == ".jsonl" else [good]
-      first = hostile_settings.broken_json(first, i, rng)
+      first = settings.broken_json(first, i, rng)
       path.write_bytes(b"\n".join([first, *others]))
-      said.append(hostile_settings.attempt(hostile_settings.report, tmp_path))
+      said.append(settings.attempt(settings.report, tmp_path))
     path.write_bytes(good)
-  assert [words for words in said if hostile_settings.is_fault(words)] == []
+  assert [words for words in said if settings.is_fault(words)] == []
   assert 10 < said.count("") < 190
 
 

@@ -18,7 +18,7 @@ import conftest  # eight devices
 import jax
 import numpy as np
 
-from calince_jax import build, checkpoint, run_folder, sharding, train
+from calince_jax import build, checkpoint, run_folder, sharding, train_setup
 
 STEP = 3
 
@@ -35,7 +35,7 @@ def main() -> None:
     data.mkdir()
     conftest.write_tiny_dataset(data)
     config = conftest.tiny_config(data).to_dict()
-    opened = train.open_data(config)
+    opened = train_setup.open_data(config)
     mesh = sharding.make_mesh()
     training = build.training(config, mesh, vocab_size=80, num_pairs=104)
     state = jax.tree.map(

@@ -1,6 +1,6 @@
 """What a step of each method of the noise study costs, relative to InfoNCE.
 
-    python -m benchmarks.noise_study_cost --out=runs/noise_study \
+    python -m benchmarks.noise_study.cost --out=runs/noise_study \
       [--methods=infonce,cotrain] [--rounds=7] [--steps=10]
 
 One process, random batches. The methods take turns, a few steps each, so that
@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.noise_study_statistics import COST_FILE, ratios
+from benchmarks.noise_study.statistics import COST_FILE, ratios
 from calince_jax import (
   build,
   command_line,
   compile_cache,
   sharding,
-  train,
+  train_setup,
   train_step,
 )
 from launch.expand import load
@@ -79,7 +79,7 @@ def main() -> None:
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = train.open_data(config)
+  data = train_setup.open_data(config)
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )

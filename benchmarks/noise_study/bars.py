@@ -7,7 +7,7 @@ training (`end`) and at the evaluation that val chose (`selected`).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.noise_study_statistics import (
+from benchmarks.noise_study.statistics import (
   BASELINE,
   CEILING,
   POINTS,
@@ -204,7 +204,7 @@ def _cost(summary):
   bar = f"a step costs at most {MOST_COST:.2f} of co-training's"
   cost = summary["cost"]
   if cost is None or not {OURS, BASELINE} <= cost["against"][BASELINE].keys():
-    return _not_run(bar, "", "", ["benchmarks.noise_study_cost"])
+    return _not_run(bar, "", "", ["benchmarks.noise_study.cost"])
   ratio = cost["against"][BASELINE][OURS]
   number = f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})"
   return _row(bar, "", "", number, ratio["median"] <= MOST_COST)

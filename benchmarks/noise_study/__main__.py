@@ -15,7 +15,7 @@ so that several fit side by side, and reads their folders. It writes
 
 With --collect it only reads and writes. Noise rate 0.4 comes first, and within
 a noise rate all methods of one seed, so that a stopped study has whole tables.
-`python -m benchmarks.noise_study_cost` times the steps, when nothing else runs.
+`python -m benchmarks.noise_study.cost` times the steps, when nothing else runs.
 """
 
 import os
@@ -28,8 +28,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.noise_study_bars import MAIN_RATE
-from benchmarks.noise_study_collect import collect
+from benchmarks.noise_study.bars import MAIN_RATE
+from benchmarks.noise_study.collect import collect
 from calince_jax import command_line
 from calince_jax.errors import UserError
 from launch.expand import ARGUMENT, Run, expand, load

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import noise_study_figures, noise_study_text, results
-from benchmarks.noise_study_bars import judge
-from benchmarks.noise_study_runs import Result, measure, read_results
-from benchmarks.noise_study_statistics import COST_FILE, ratios, summarise
+from benchmarks import results
+from benchmarks.noise_study import figures, text
+from benchmarks.noise_study.bars import judge
+from benchmarks.noise_study.runs import Result, measure, read_results
+from benchmarks.noise_study.statistics import COST_FILE, ratios, summarise
 from calince_jax.errors import UserError
 from calince_jax.evals.retrieval import text_video_chance
 from launch import table
@@ -53,14 +54,14 @@ def collect(
     **summarise(found),
   }
   summary["bars"] = judge(summary, study.METHODS, study.NOISE_RATES)
-  path = out / noise_study_text.SUMMARY
+  path = out / text.SUMMARY
   path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-  figures = noise_study_figures.draw(summary, docs / "figures")
+  drawn = figures.draw(summary, docs / "figures")
   print(f"{len(found)} of {len(runs)} runs are finished")
-  for written in (out / "table.csv", path, *figures):
+  for written in (out / "table.csv", path, *drawn):
     print(f"wrote {written}")
   file = docs / "results.md"
-  if results.replace(file, MARKS, noise_study_text.section(out)):
+  if results.replace(file, MARKS, text.section(out)):
     print(f"wrote {file}")
   else:
     print(f"{file} has no <!-- {MARKS} --> marks: not written")

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks.noise_study_bars import MAIN_RATE, OURS, PLAIN
-from benchmarks.noise_study_statistics import (
+from benchmarks.noise_study.bars import MAIN_RATE, OURS, PLAIN
+from benchmarks.noise_study.statistics import (
   BASELINE,
   CEILING,
   CONFIDENCE,

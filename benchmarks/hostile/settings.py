@@ -1,6 +1,6 @@
 """Broken and malicious manifests and configurations: each gets one message.
 
-    python -m benchmarks.hostile_settings --out=runs/hostile_settings
+    python -m benchmarks.hostile.settings --out=runs/hostile_settings
 
 Manifests go through read_manifest and the tokenizer; flags of train as far as
 the first step, which is traced and not run; config.json of a run and of an
@@ -27,7 +27,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import hostile_films, hostile_manifests
+from benchmarks.hostile import manifests
+from benchmarks.hostile.films import film
 from calince_jax import command_line, config_checks
 from calince_jax.errors import UserError
 
@@ -73,7 +74,7 @@ def main() -> None:
   config = [*SMALL, f"--config.data.datasets={out / 'set'}"]
   said: dict[str, list[str]] = collections.defaultdict(list)
 
-  for path in hostile_manifests.make(out, F.manifests, rng):
+  for path in manifests.make(out, F.manifests, rng):
     said["manifests"].append(attempt(open_manifest, path, out / "videos"))
   changes = choose(overrides(), F.configs, rng)
   for change in changes:
@@ -119,7 +120,7 @@ def make_data(out: Path) -> None:
   """40 small clips of two splits, prepared."""
   rows = [["video", "text", "split"]]
   for i in range(40):
-    hostile_films.film(out / "videos" / f"{i}.mp4", "mp4", "libx264", frames=9)
+    film(out / "videos" / f"{i}.mp4", "mp4", "libx264", frames=9)
     rows.append([f"{i}.mp4", f"film number {i}", "train" if i < 32 else "val"])
   with (out / "videos" / "clips.csv").open("w", newline="") as file:
     csv.writer(file).writerows(rows)
@@ -173,7 +174,7 @@ def open_training(arguments: Sequence[str]) -> None:
   """What train does before its first step, and that step's shapes."""
   import jax
 
-  from calince_jax import build, sharding, train
+  from calince_jax import build, sharding, train_setup
 
   values, argv = flags.FlagValues(), ["train", *arguments]
   config_flags.DEFINE_config_file("config", flag_values=values)
@@ -182,11 +183,11 @@ def open_training(arguments: Sequence[str]) -> None:
   config = values.config.to_dict()
   build.check_numbers(config)
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = train.open_data(config)
+  data = train_setup.open_data(config)
   training = build.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  batch = next(train.train_batches(config, data, mesh, 0))
+  batch = next(train_setup.train_batches(config, data, mesh, 0))
   batch["stop"] = np.zeros(config["batch_size"], bool)
   jax.eval_shape(training.step, training.abstract, batch)
 

@@ -1,9 +1,9 @@
 """Broken and malicious video files through prepare: what becomes of each.
 
-    python -m benchmarks.hostile_inputs --out=runs/hostile [--count=2000]
-    python -m benchmarks.hostile_inputs --out=runs/wild --folder=FILES
+    python -m benchmarks.hostile.inputs --out=runs/hostile [--count=2000]
+    python -m benchmarks.hostile.inputs --out=runs/wild --folder=FILES
 
-makes mutated files (hostile_videos.py), or takes those of FILES/manifest.csv,
+makes mutated files (videos.py), or takes those of FILES/manifest.csv,
 runs calince_jax.prepare on them in a child whose memory and time are watched,
 and looks whether each is in a record or, with a reason, in the ledger. Then
 each file is read once more, alone, for its time. OUT/hostile.md is a table of
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import hostile_videos
+from benchmarks.hostile import videos
 from calince_jax import command_line
 from calince_jax.data import decode_workers
 from calince_jax.data.frames import Encoding
@@ -76,7 +76,7 @@ def main() -> None:
     folder = out / "videos"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    files = hostile_videos.make(folder, F.count, F.seed)
+    files = videos.make(folder, F.count, F.seed)
     manifest = write_manifest(out / "manifest.csv", files)
     limit = 3600.0 + F.count
   else:

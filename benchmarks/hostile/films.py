@@ -1,4 +1,4 @@
-"""Small good films in several containers, for hostile_videos.py to break."""
+"""Small good films in several containers, for videos.py to break."""
 
 import functools
 import io

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.noise_study_bars import interval
-from benchmarks.noise_study_runs import QUALITIES
-from benchmarks.noise_study_statistics import (
+from benchmarks.noise_study.bars import interval
+from benchmarks.noise_study.runs import QUALITIES
+from benchmarks.noise_study.statistics import (
   BASELINE,
   CEILING,
   POINTS,
@@ -204,7 +204,7 @@ def _score(summary):
 def _cost(summary):
   cost = summary["cost"]
   if cost is None:
-    return "Not measured: `python -m benchmarks.noise_study_cost` does it."
+    return "Not measured: `python -m benchmarks.noise_study.cost` does it."
   rows = []
   for method, seconds in cost["seconds_per_step"].items():
     row = [f"`{method}`", f"{1e3 * statistics.median(seconds):.1f}"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.noise_study_runs import QUALITIES, Result, curve_of, measure
+from benchmarks.noise_study.runs import QUALITIES, Result, curve_of, measure
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.hostile_films import (
+from benchmarks.hostile.films import (
   GOOD,
   crowd,
   good_files,

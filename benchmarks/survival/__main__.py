@@ -1,0 +1,224 @@
+"""Kills runs at random moments and looks whether they go on as if nothing was.
+
+    python -m benchmarks.survival [--out=runs/survival] [--kills=50]
+
+Three parts, each a section of OUT/survival.md: a data set and a run that are
+killed again and again end with the bytes of those that were left alone; two
+processes of which one is killed end, and go on; a long run of short epochs
+does not grow. About an hour on two cores.
+"""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmarks.survival.kills import (
+  differences,
+  prepare_with_kills,
+  random_kill,
+  same_files,
+  train_with_kills,
+)
+from benchmarks.survival.peers import kill_one_of_two, peer_log, start_two
+from benchmarks.survival.processes import finish, start
+from benchmarks.survival.soak import slope, soak
+from calince_jax import command_line
+
+SETTINGS = {
+  "batch_size": 16,
+  "log_every": 1,
+  "checkpoint_every": 5,
+  "keep_checkpoints": 2,
+  "evaluate_every": 7,
+  "evaluate_splits": "val",
+  "data.num_frames": 4,
+  "data.image_size": 32,
+  "data.text_length": 16,
+  "model.video_size": "mu",
+  "model.text_size": "mu",
+  "model.temporal_depth": 1,
+  "model.embedding_dim": 16,
+  "model.dtype": "float32",
+  "model.predictive_depth": 1,
+  "objective.memory": 0.5,
+}
+
+
+def define_flags() -> None:
+  """Defines the command line."""
+  flags.DEFINE_string("out", "runs/survival", "what is made is kept there")
+  flags.DEFINE_integer("kills", 50, "of a run, and as many of prepare / 5", 1)
+  flags.DEFINE_integer("soak_steps", 20_000, "of the long run", 100)
+  flags.DEFINE_integer("seed", 0, "of the moments")
+  flags.DEFINE_list("parts", ["kills", "peers", "soak"], "what is done")
+
+
+def train_words(data: Path, **changes: Any) -> list[str]:
+  """The command line of a small run of all three terms."""
+  values = {**SETTINGS, "data.datasets": str(data), **changes}
+  return ["--config=configs/cali_nce.py"] + [
+    f"--config.{name}={value}" for name, value in values.items()
+  ]
+
+
+def main() -> None:
+  """Does the parts and writes OUT/survival.md."""
+  F = flags.FLAGS
+  out = Path(F.out)
+  out.mkdir(parents=True, exist_ok=True)
+  parts = {"kills": report_kills, "peers": report_peers, "soak": report_soak}
+  data = corpus(out)
+  for name in F.parts:
+    (out / f"{name}.md").write_text(parts[name](out, data) + "\n")
+    print((out / f"{name}.md").read_text(), flush=True)
+
+
+def corpus(out: Path) -> Path:
+  """A prepared data set of 200 synthetic clips."""
+  log = out / "corpus.log"
+  if not (out / "data").exists():
+    words = ("--num_clips=160", "--max_objects=2", f"--out={out / 'corpus'}")
+    finish(start("data.synthetic", *words, log=log), log)
+    words = (*prepare_words(out), f"--out={out / 'data'}")
+    finish(start("prepare", *words, log=log), log)
+  return out / "data"
+
+
+def prepare_words(out: Path) -> tuple[str, ...]:
+  """Of small shards, so that much is half done at any moment."""
+  return (
+    f"--manifest={out / 'corpus' / 'manifest.csv'}",
+    "--clips_per_shard=2",
+    "--num_workers=1",
+  )
+
+
+def report_kills(out: Path, data: Path) -> str:
+  """Kills prepare and train, and compares with what was left alone."""
+  rng = random.Random(flags.FLAGS.seed)
+  for name in ("killed", "killed_data", "alone"):
+    shutil.rmtree(out / name, ignore_errors=True)
+  pauses = [0.01 * rng.random() for _ in range(max(flags.FLAGS.kills // 5, 1))]
+  hits = prepare_with_kills(prepare_words(out), out / "killed_data", pauses)
+  same = same_files(out / "killed_data", data)
+
+  # A kill moves a run on by fewer, so that all of them hit it.
+  steps = 16 * flags.FLAGS.kills
+  words = train_words(data, total_steps=steps)
+  log = out / "alone.log"
+  finish(start("train", *words, f"--workdir={out / 'alone'}", log=log), log)
+  kills = [random_kill(rng) for _ in range(flags.FLAGS.kills)]
+  done = train_with_kills(words, out / "killed", kills)
+  different = differences(out / "killed", out / "alone")
+  (out / "kills.json").write_text(json.dumps(done, indent=1) + "\n")
+  return kills_table(done, steps, different, hits, len(pauses), same)
+
+
+WHEN = {
+  "start": "while it starts",
+  "step": "between steps",
+  "save": "in the middle of a save",
+  "late": "too late: it had ended",
+}
+
+
+def kills_table(
+  done: Sequence[Mapping[str, Any]],
+  steps: int,
+  different: Sequence[str],
+  hits: int,
+  tried: int,
+  same: bool,
+) -> str:
+  """What was killed when, and what differs."""
+  lines = ["| killed | signal | times | exit status | half-written left |"]
+  lines += ["|---|---|---|---|---|"]
+  kinds = sorted({(d["moment"], d["signal"]) for d in done})
+  for kind in kinds:
+    mine = [d for d in done if (d["moment"], d["signal"]) == kind]
+    statuses = sorted({str(d["status"]) for d in mine})
+    left = sum(d["half_written"] for d in mine)
+    lines.append(
+      f"| {WHEN[kind[0]]} | {kind[1]} | {len(mine)} | {', '.join(statuses)}"
+      f" | {left} |"
+    )
+  lines.append(f"| in prepare | SIGKILL | {hits} of {tried} | -9 | |")
+  late = sum(d["moment"] == "late" for d in done)
+  verdict = (
+    "to the last bit that of the run that was left alone: parameters,"
+    " optimizer, average, calibration, counters, and the metrics of each of"
+    f" the {steps} steps"
+    if not different
+    else f"**not that of the run that was left alone**: {different[:5]}"
+  )
+  files = "the same bytes" if same else "**other bytes**"
+  return "\n".join(lines) + (
+    f"\n\nAfter {len(done) - late} kills of the run its end is {verdict}."
+    f" The data set whose making was killed holds {files}."
+  )
+
+
+def report_peers(out: Path, data: Path) -> str:
+  """Kills each of two processes in turn."""
+  words = [*train_words(data, total_steps=40), "--peer_timeout=10"]
+  lines = ["| killed | the other ended after | status | its words |"]
+  lines += ["|---|---|---|---|"]
+  alone = out / "two_alone"
+  shutil.rmtree(alone, ignore_errors=True)
+  for i, process in enumerate(start_two(words, alone, devices=2)):
+    finish(process, peer_log(alone, i))
+  different = []
+  for victim in (1, 0):
+    workdir = out / f"peer_{victim}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    peer_log(workdir, 1 - victim).unlink(missing_ok=True)
+    found = kill_one_of_two(words, workdir, victim, 12, devices=2)
+    said = found["words"].split("absl::Status: ")[-1][:160]
+    lines.append(
+      f"| process {victim} | {found['seconds']:.1f} s | {found['status']}"
+      f" | {said} |"
+    )
+    different += differences(workdir, alone)
+  verdict = "to the last bit" if not different else f"**not**: {different[:5]}"
+  return "\n".join(lines) + (
+    "\n\nTime limit (--peer_timeout): 10 s. Started again, both runs end as the"
+    f" one in which nothing was killed: {verdict}."
+  )
+
+
+def report_soak(out: Path, data: Path) -> str:
+  """Trains for long on little."""
+  workdir, steps = out / "soak", flags.FLAGS.soak_steps
+  shutil.rmtree(workdir, ignore_errors=True)
+  changes = {
+    "total_steps": steps,
+    "checkpoint_every": 200,
+    "evaluate_every": 200,
+    "log_every": 20,
+  }
+  begin = time.monotonic()
+  seen = soak(train_words(data, **changes), workdir, every=1.0)
+  minutes = (time.monotonic() - begin) / 60
+  (out / "soak.json").write_text(json.dumps(seen) + "\n")
+  b, error = slope(seen)
+  memory = [mib for _, mib in seen]
+  middle = memory[len(memory) // 2]
+  epochs = steps * SETTINGS["batch_size"] / 160
+  return (
+    f"{steps:,} steps, {epochs:.0f} epochs of 160 clips,"
+    f" {steps // 200} checkpoints and evaluations in {minutes:.0f} minutes:"
+    f" resident memory {middle:.0f} MiB half way, {memory[-1]:.0f} MiB at the"
+    f" end, at most {max(memory):.0f} MiB; over the second half"
+    f" {b:+.2f} MiB per 1,000 steps (standard error {error:.2f})."
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)

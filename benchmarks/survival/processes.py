@@ -1,0 +1,79 @@
+"""Commands that run beside this process, and what their folders say."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from calince_jax import checkpoint
+from calince_jax.errors import UserError
+from calince_jax.line_file import read_lines
+
+# Columns of metrics.jsonl that the clock and the machine decide.
+CLOCK = (
+  "examples_per_second",
+  "data_wait_share",
+  "resident_memory_mib",
+  "seconds_to_first_step",
+)
+SECONDS = 600.0  # for anything to happen
+
+
+def start(
+  module: str, *words: str, log: Path, devices: int = 1, xla: str = ""
+) -> subprocess.Popen:
+  """Starts `python -m calince_jax.MODULE WORDS`; what it says goes to `log`."""
+  xla += f" --xla_force_host_platform_device_count={devices}"
+  settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
+  with log.open("a") as file:
+    return subprocess.Popen(
+      [sys.executable, "-m", f"calince_jax.{module}", *words],
+      env=os.environ | settings,
+      stdin=subprocess.DEVNULL,
+      stdout=file,
+      stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen, log: Path) -> None:
+  """Waits for a process that is to end well."""
+  if process.wait(SECONDS):
+    raise UserError(
+      f"a command ended with {process.returncode}: {log.read_text()[-2000:]}"
+    )
+
+
+def until(happens: Callable[[], bool], process: subprocess.Popen) -> bool:
+  """Waits until something happens; False where the process ends before."""
+  end = time.monotonic() + SECONDS
+  while not happens():
+    if process.poll() is not None:
+      return False
+    if time.monotonic() > end:
+      process.kill()
+      raise UserError(f"nothing happened for {SECONDS:g} s")
+    time.sleep(0.002)
+  return True
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+  """metrics.jsonl, without what the clock decides."""
+  found = [json.loads(line) for line in read_lines(workdir / "metrics.jsonl")]
+  return [
+    {name: x for name, x in row.items() if name not in CLOCK} for row in found
+  ]
+
+
+def last_step(workdir: Path) -> int:
+  """The last that was logged, 0 if none was."""
+  lines = read_lines(workdir / "metrics.jsonl")
+  return json.loads(lines[-1])["step"] if lines else 0
+
+
+def saving(workdir: Path) -> set[str]:
+  """The checkpoints that are being written, or were left so."""
+  return set(checkpoint.half_written(str(workdir)))

@@ -1,0 +1,138 @@
+"""A study of made-up numbers, and their means by plain loops."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.noise_study.collect import collect as collect_runs
+from launch.expand import expand, load
+
+STUDY = """
+import importlib
+
+METHODS = ("infonce", "cotrain", "rince", "cali_nce", "oracle")
+NOISE_RATES = (0.0, 0.4)
+NUM_SEEDS = 3
+CORPUS = {"num_clips": 8}
+PREPARE = {}
+
+
+def get_config(method="cali_nce"):
+  name = {"rince": "infonce", "oracle": "cotrain"}.get(method, method)
+  return importlib.import_module(f"configs.{name}").get_config()
+
+
+def sweep():
+  for rate in NOISE_RATES:
+    for method in METHODS:
+      for seed in range(NUM_SEEDS):
+        yield {
+          "config_argument": method,
+          "data.mismatch": rate,
+          "data.mismatch_seed": seed,
+          "seed": seed,
+        }
+"""
+METHODS = ("infonce", "cotrain", "rince", "cali_nce", "oracle")
+LEVEL = dict(zip(METHODS, (10.0, 20.0, 25.0, 38.0, 40.0), strict=True))
+KEYS = [f"{way}_R@{k}" for way in ("t2v", "v2t") for k in (1, 5, 10)]
+STEPS = (10, 20, 30)
+
+
+def make_study(tmp_path: Path):
+  """The fake study's module and its path, beside docs and a data set."""
+  path = tmp_path / "study.py"
+  path.write_text(STUDY)
+  (tmp_path / "docs").mkdir()
+  (tmp_path / "docs/results.md").write_text(
+    "before\n<!-- noise_study -->\nformer\n<!-- /noise_study -->\nafter\n"
+  )
+  (tmp_path / "data").mkdir()
+  counts = {"train": 80, "val": 20, "test": 50}
+  splits = {name: {"clips": n, "pairs": n} for name, n in counts.items()}
+  info = {"splits": splits, "num_pairs": 150}
+  (tmp_path / "data/dataset.json").write_text(json.dumps(info))
+  return load(str(path)), str(path)
+
+
+def runs_of(study, out: Path):
+  data = str(out.parent / "data")
+  return expand(study[1], {"data.datasets": data}, workdir=str(out))
+
+
+def fake_rows(method: str, rate: float, seed: int) -> list[dict]:
+  """Evaluations with known numbers; in between, rows without one."""
+  rng = np.random.default_rng([METHODS.index(method), int(10 * rate), seed])
+  rows = []
+  for i, step in enumerate(STEPS):
+    rows.append({"step": step - 5, "loss": 1.0})
+    row = {"step": step, "loss": 1.0, "noise_rate": math.nan}
+    for split, key in itertools.product(("val", "test"), KEYS):
+      row[f"{split}/{key}"] = LEVEL[method] + i + rng.normal()
+    if method in ("cali_nce", "cotrain"):
+      row["noise_rate"] = rate + 0.01 * (seed + 1)
+      row |= {"pairs/ece": 0.04 - 0.01 * i, "pairs/weight_matched": 1.5}
+    if method in ("cali_nce", "cotrain") and rate:
+      row["pairs/auc"] = (0.90, 0.995, 0.99 - 0.001 * seed)[i]
+    rows.append(row)
+  return rows
+
+
+def write_run(run, out: Path, rows, *, total_steps=30) -> None:
+  folder = out / run.name
+  folder.mkdir(parents=True)
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (folder / "metrics.jsonl").write_text(lines)
+  config = {
+    "batch_size": 8,
+    "total_steps": total_steps,
+    "evaluate_every": 10,
+    "evaluate_splits": "val,test",
+  }
+  document = {"format_version": 1, "config": config}
+  (folder / "config.json").write_text(json.dumps(document))
+  done = {"commands": run.commands, "exit_status": 0, "seconds": 60.0}
+  (folder / "done.json").write_text(json.dumps(done))
+
+
+def write_runs(study, out: Path, leave_out=()):
+  runs = runs_of(study, out)
+  for run in runs:
+    if run.name not in leave_out:
+      o = run.overrides
+      key = (o["config_argument"], o["data.mismatch"], o["seed"])
+      write_run(run, out, fake_rows(*key))
+  return runs
+
+
+def collect(study, out: Path, runs):
+  folder = out.parent
+  return collect_runs(study[0], runs, out, folder / "data", folder / "docs")
+
+
+def plain_recall(row, split, k=1):
+  return (row[f"{split}/t2v_R@{k}"] + row[f"{split}/v2t_R@{k}"]) / 2
+
+
+def plain_point(method, rate, seed, point):
+  """The row of the end, or of the best val, by a plain loop."""
+  rows = [r for r in fake_rows(method, rate, seed) if "val/t2v_R@1" in r]
+  if point == "end":
+    return rows[-1]
+  best = rows[0]
+  for row in rows[1:]:
+    if plain_recall(row, "val") > plain_recall(best, "val"):
+      best = row
+  return best
+
+
+def one_bar(summary, words, rate, when):
+  (bar,) = (
+    bar
+    for bar in summary["bars"]
+    if words in bar["bar"] and (bar["noise_rate"], bar["when"]) == (rate, when)
+  )
+  return bar
