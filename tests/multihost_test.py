@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import QUICK, tiny_config, tiny_flags, train_tiny
 
-from benchmarks import survival
+from benchmarks.survival.peers import peer_log, start_two
+from benchmarks.survival.processes import finish
 from calince_jax import checkpoint, cluster, inference
 from calince_jax.errors import UserError
 
@@ -32,10 +33,10 @@ def two_processes(tiny_dataset, tmp_path_factory):
   """The folder of the run, and what each process printed."""
   workdir = tmp_path_factory.mktemp("multihost") / "run"
   words = tiny_flags(tiny_dataset, CHANGES | IN_TILES)
-  pair = survival.start_two(words, workdir, devices=4, xla=QUICK)
+  pair = start_two(words, workdir, devices=4, xla=QUICK)
   for i, process in enumerate(pair):
-    survival.finish(process, survival.peer_log(workdir, i))
-  return workdir, [survival.peer_log(workdir, i).read_text() for i in range(2)]
+    finish(process, peer_log(workdir, i))
+  return workdir, [peer_log(workdir, i).read_text() for i in range(2)]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import start, tiny_config, tiny_flags, train_tiny, wait
 
-from benchmarks import survival
+from benchmarks.survival.kills import STATE
+from benchmarks.survival.processes import rows as learning
 from calince_jax import (
   build,
   checkpoint,
@@ -22,7 +23,6 @@ from calince_jax import (
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
-STATE = survival.STATE
 LOGGED = {
   "loss",
   "correspondence",
@@ -47,9 +47,6 @@ LOGGED = {
 def rows(workdir):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
-
-
-learning = survival.rows  # without what the clock decides
 
 
 def state_of(workdir, step):
