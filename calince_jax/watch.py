@@ -47,9 +47,14 @@ class RetrievalWatch:
       layout: the shardings of the parameters.
     """
     self._model, self._layout, self._mesh = model, layout, mesh
-    self._readers, self._sampling = dict(readers), sampling
-    self._batch_size = batch_size
+    self._readers, self._batch_size = dict(readers), batch_size
     self._rows = sharding.local_rows(batch_size, mesh)
+    self._clips = {
+      split: pipeline.eval_batches(
+        reader, sampling, batch_size=batch_size, rows=self._rows
+      )
+      for split, reader in self._readers.items()
+    }
     self._video = self._encoder(model.encode_video)
     self._text = self._encoder(model.encode_text)
     self._texts = {
@@ -98,12 +103,7 @@ class RetrievalWatch:
 
   def _encode_videos(self, params, split):
     parts = []
-    for batch in pipeline.eval_batches(
-      self._readers[split],
-      self._sampling,
-      batch_size=self._batch_size,
-      rows=self._rows,
-    ):
+    for batch in self._clips[split]:
       inputs = sharding.to_global({"video": batch["video"]}, self._mesh)
       parts.append(self._fetched(self._video, params, inputs["video"]))
     return np.concatenate(parts)[: len(self._readers[split])]

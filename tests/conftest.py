@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# A few steps are run of each program: the compiler need not try hard.
+QUICK = "--xla_backend_optimization_level=0"
+QUICK += " --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 sys.path.insert(0, str(ROOT))
@@ -147,11 +150,6 @@ def tiny_flags(
   return ["--config=configs/cali_nce.py"] + [
     f"--config.{name}={value}" for name, value in values.items()
   ]
-
-
-# A few steps are run: the compiler need not try hard.
-QUICK = "--xla_backend_optimization_level=0"
-QUICK += " --xla_llvm_disable_expensive_passes=true"
 
 
 def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:

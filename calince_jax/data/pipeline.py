@@ -7,7 +7,7 @@
 TensorFlow is kept to the CPU.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -148,8 +148,11 @@ def eval_batches(
   num_clips: int = 1,
   num_crops: int = 1,
   rows: np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterable[dict[str, np.ndarray]]:
   """Each clip of a split, in order, in num_clips x num_crops test views.
+
+  To be gone through as often as wanted: TensorFlow keeps a little of every
+  pipeline that was ever made, so one is to be made once.
 
   Args:
     reader: of the split.
@@ -159,9 +162,9 @@ def eval_batches(
     num_crops: views across the frame.
     rows: int [b], which rows of the global batch this host holds; None: all.
 
-  Yields:
-    {video uint8 [b, T, S, S, 3], record int64 [b]}; the last batch is filled
-    up with repetitions whose `record` is -1.
+  Returns:
+    The batches {video uint8 [b, T, S, S, 3], record int64 [b]}; the last is
+    filled up with repetitions whose `record` is -1.
 
   Raises:
     DamagedRecord: one cannot be read or decoded: nothing takes its place.
@@ -207,7 +210,17 @@ def eval_batches(
           reader.directory, reader.split, int(p) // views, fault
         )
 
-  return _checked(clip_source.iterate(dataset), check)
+  return _Batches(dataset, check)
+
+
+class _Batches:
+  """The batches of a data set; each time that they are gone through."""
+
+  def __init__(self, dataset: tf.data.Dataset, check: Callable[[int], None]):
+    self._dataset, self._check = dataset, check
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return _checked(clip_source.iterate(self._dataset), self._check)
 
 
 def _checked(batches, check):

@@ -8,7 +8,7 @@ import sys
 
 import noise_study_fakes as fakes
 import pytest
-from conftest import ROOT, TINY_CONFIG
+from conftest import QUICK, ROOT, TINY_CONFIG
 
 from benchmarks.noise_study.__main__ import choose
 from benchmarks.noise_study.collect import read_cost
@@ -40,18 +40,11 @@ def test_order_is_the_main_rate_first_then_whole_seeds(study, tmp_path):
       choose(module, runs, *words)
 
 
-# Few steps are run: the compiler need not try hard.
-QUICK = {
-  "XLA_FLAGS": "--xla_backend_optimization_level=0"
-  " --xla_llvm_disable_expensive_passes=true"
-}
-
-
 def command(*words: str, module="noise_study") -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "-m", f"benchmarks.{module}", *words],
     cwd=ROOT,
-    env=os.environ | QUICK,
+    env=os.environ | {"XLA_FLAGS": QUICK},  # one device
     capture_output=True,
     text=True,
     timeout=300,
