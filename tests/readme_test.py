@@ -157,5 +157,7 @@ def test_every_command_of_the_other_documents_is_known():
     for module in re.findall(
       r"python -m ([\w.]+)", document.read_text().replace("\n", " ")
     ):
-      path = ROOT / (module.replace(".", "/") + ".py")
-      assert path.exists() or module == "pip", f"{document.name}: {module}"
+      path = ROOT / module.replace(".", "/")
+      known = path.with_suffix(".py"), path / "__main__.py"
+      known = module == "pip" or any(path.exists() for path in known)
+      assert known, f"{document.name}: {module}"
