@@ -25,12 +25,8 @@ from calince_jax import command_line
 from calince_jax.data import clip_dataset, decode_workers
 from calince_jax.data.frames import Encoding
 from calince_jax.data.ledger import Ledger
-from calince_jax.data.manifest import (
-  Clip,
-  Problem,
-  check_plain_file,
-  read_manifest,
-)
+from calince_jax.data.manifest import Clip, Problem, read_manifest
+from calince_jax.data.manifest_file import check_plain_file
 from calince_jax.data.shards import (
   WORK_FOLDER,
   Note,

@@ -2,10 +2,10 @@
 
     python -m benchmarks.survival [--out=runs/survival] [--kills=50]
 
-Three parts, each a section of OUT/survival.md: a data set and a run that are
-killed again and again end with the bytes of those that were left alone; two
-processes of which one is killed end, and go on; a long run of short epochs
-does not grow. About an hour on two cores.
+Three parts, each with its table in OUT: a data set and a run that are killed
+again and again, compared with those that were left alone (kills.md); two
+processes of which one is killed (peers.md); the memory of a long run of short
+epochs (soak.md). About an hour on two cores.
 """
 
 import json
@@ -68,7 +68,7 @@ def train_words(data: Path, **changes: Any) -> list[str]:
 
 
 def main() -> None:
-  """Does the parts and writes OUT/survival.md."""
+  """Does the parts; each writes its table."""
   F = flags.FLAGS
   out = Path(F.out)
   out.mkdir(parents=True, exist_ok=True)

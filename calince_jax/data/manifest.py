@@ -18,24 +18,19 @@ costs that row and is returned as a Problem; a file that cannot be read at all
 is a UserError.
 """
 
-import csv
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import re
-import stat
 import unicodedata
-from collections.abc import Iterator
 
+from calince_jax.data.manifest_file import printable, read_rows
 from calince_jax.errors import UserError
 
 COLUMNS = (
   "video", "text", "start", "end", "id", "label", "split", "group", "matched",
 )  # fmt: skip
-SUFFIXES = (".csv", ".tsv", ".jsonl")
-MAX_LINE = 2**24  # characters; a longer line is no manifest's
 MAX_SECONDS = 1e9  # of start and end
 
 
@@ -125,7 +120,7 @@ def read_manifest(
     raise UserError(f"the root of the videos, {root}, is not a folder")
   clips: dict[tuple, list[dict]] = {}
   problems: list[Problem] = []
-  for line, row in _read_rows(path):
+  for line, row in read_rows(path):
     try:
       row = _check_row(row) | {"line": line}
       rows = clips.setdefault((row["video"], row["start"], row["end"]), [])
@@ -136,7 +131,7 @@ def read_manifest(
       what, why, what_to_do = error.args
       where = f"{path.name} line {line}"
       problems.append(
-        Problem(_printable(video or where), what, f"{where}: {why}", what_to_do)
+        Problem(printable(video or where), what, f"{where}: {why}", what_to_do)
       )
   used: dict[str, int] = {}
   good = []
@@ -148,138 +143,9 @@ def read_manifest(
     except _BadRow as error:
       what, why, what_to_do = error.args
       why = f"{path.name} line {rows[0]['line']}: {why}"
-      video = _printable(rows[0]["video"])
+      video = printable(rows[0]["video"])
       problems.append(Problem(video, what, why, what_to_do))
   return _number_captions(good), problems
-
-
-# ------------------------------------------------------------- the file
-
-
-def check_plain_file(path: str | os.PathLike) -> None:
-  """UserError unless it is there; a pipe or device may never come to an end."""
-  try:
-    mode = os.stat(path).st_mode
-  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-    reason = getattr(error, "strerror", error)
-    raise UserError(f"{path} cannot be read: {reason}") from None
-  if not stat.S_ISREG(mode):
-    raise UserError(f"{path} cannot be read: it is not a plain file")
-
-
-def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
-  """Yields (line, {column: str}); a row of another form is a str: its fault."""
-  suffix = path.suffix.lower()
-  if suffix not in SUFFIXES:
-    raise UserError(
-      f"{path}: a manifest is one of {', '.join(SUFFIXES)}, not "
-      f"{path.suffix or 'a file without extension'}"
-    )
-  check_plain_file(path)
-  try:
-    if suffix == ".jsonl":
-      rows = _parse_jsonl(path)
-    else:
-      rows = _parse_csv(path, "," if suffix == ".csv" else "\t")
-    count = 0
-    for row in rows:
-      count += 1
-      yield row
-  except UnicodeDecodeError:
-    raise _not_utf8(path) from None
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from None
-  if not count:
-    raise UserError(f"{path} holds no rows; each row names a video and a text")
-
-
-def _read_lines(path: pathlib.Path, newline: str) -> Iterator[str]:
-  """Yields lines with their ends, one at a time: a manifest may be large."""
-  with open(path, encoding="utf-8-sig", newline=newline) as file:
-    number, blank = 0, True
-    while line := file.readline(MAX_LINE):
-      number += 1
-      if len(line) == MAX_LINE:
-        raise UserError(
-          f"{path} line {number} has {MAX_LINE:,} characters or more: it is no "
-          "manifest, or its line ends are missing"
-        )
-      blank = blank and not line.strip()
-      yield line
-  if blank:
-    raise UserError(f"{path} is empty; it needs a header: video,text")
-
-
-def _not_utf8(path: pathlib.Path) -> UserError:
-  """Finds the first line that is not; no character holds a line end."""
-  with open(path, "rb") as file:
-    for number, line in enumerate(file, 1):
-      try:
-        line.decode()
-      except UnicodeDecodeError as error:
-        return UserError(
-          f"{path} line {number} is not UTF-8 (byte "
-          f"0x{line[error.start]:02x}); save the file as UTF-8, or convert it "
-          "with iconv -f LATIN1 -t UTF-8 or iconv -f UTF-16 -t UTF-8"
-        )
-  return UserError(f"{path} changed while it was read; try again")
-
-
-def _parse_csv(
-  path: pathlib.Path, delimiter: str
-) -> Iterator[tuple[int, object]]:
-  reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
-  header = None
-  line = 1  # a quoted field may hold line ends: a row begins after the last
-  try:
-    for fields in reader:
-      first, line = line, reader.line_num + 1
-      if not any(field.strip() for field in fields):
-        continue
-      if header is None:
-        header = [field.strip() for field in fields]
-        _check_header(path, header)
-      elif len(fields) != len(header):
-        yield first, f"{len(fields)} fields where the header has {len(header)}"
-      else:
-        yield first, dict(zip(header, fields, strict=True))
-  except csv.Error as error:
-    raise UserError(
-      f"{path} line {line} is not well-formed ({error}); a field with a "
-      "comma, tab, quote or line end in it stands in double quotes, and a "
-      'quote in it is written twice: "he said ""go"""'
-    ) from None
-
-
-def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
-  first = True
-  for line, content in enumerate(_read_lines(path, "\n"), 1):
-    if not content.strip():
-      continue
-    try:
-      row = json.loads(content)
-    except (ValueError, RecursionError):
-      row = None
-    if not isinstance(row, dict):
-      yield line, "not a JSON object"
-    else:
-      if first:
-        _check_header(path, list(row))
-        first = False
-      yield line, row
-
-
-def _check_header(path: pathlib.Path, header: list[str]) -> None:
-  for column in ("video", "text"):
-    if column not in header:
-      names = ", ".join(repr(_printable(name)[:40]) for name in header[:20])
-      more = ", ..." if len(header) > 20 else ""
-      raise UserError(
-        f"{path} has no column {column!r}; its columns are [{names}{more}]"
-      )
-  twice = sorted({name for name in header if header.count(name) > 1} - {""})
-  if twice:
-    raise UserError(f"{path} has the column {twice[0][:40]!r} twice")
 
 
 # ------------------------------------------------------------- one row
@@ -404,7 +270,7 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
   if not is_file:
     raise _BadRow(
       "no such file",
-      f"{_printable(path)} is {'not a plain file' if found else 'not there'}",
+      f"{printable(path)} is {'not a plain file' if found else 'not there'}",
       "check the name and --root, or download it again",
     )
   return path
@@ -447,8 +313,3 @@ def _number_captions(good: list[tuple[str, list[dict]]]) -> list[Clip]:
     )
     for file, rows in good
   ]
-
-
-def _printable(text: object) -> str:
-  """A name fit for a message, whatever stood in the file."""
-  return str(text).encode("utf-8", "replace").decode()[:200]
