@@ -25,7 +25,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.noise_study import text as noise_study_text
-from calince_jax import command_line
+from calince_jax import cli
 from calince_jax.errors import UserError
 
 ROWS = {
@@ -211,4 +211,4 @@ def ledger(folder: Path) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

@@ -14,7 +14,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from calince_jax import build, command_line, sharding, train_step
+from calince_jax import cli
+from calince_jax import config as config_lib
+from calince_jax.runtime import sharding
+from calince_jax.training import step as train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
 STEPS = flags.DEFINE_integer("steps", 10, "timed steps")
@@ -25,7 +28,7 @@ def main() -> None:
   """Compiles, runs, prints."""
   config = CONFIG.value.to_dict()
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  training = build.training(
+  training = config_lib.training(
     config, mesh, vocab_size=VOCABULARY.value, num_pairs=config["batch_size"]
   )
   state = training.start(config["seed"])
@@ -55,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  cli.run(main)

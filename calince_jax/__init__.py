@@ -4,8 +4,8 @@ __version__ = "0.1.0"
 
 
 def load(directory):
-  """Loads an exported model; see calince_jax/inference.py."""
+  """Loads an exported model; see calince_jax/inference/model.py."""
   # Imported here, so that `import calince_jax` costs nothing.
-  from calince_jax import inference
+  from calince_jax.inference import model as inference
 
   return inference.load(directory)

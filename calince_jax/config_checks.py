@@ -1,7 +1,7 @@
 """What each value of a configuration may be; configs/base.py says what it is.
 
 Files and command lines are checked alike, before anything is made of them.
-What two values must be to each other is checked where they meet (build.py).
+What two values must be to each other is checked where they meet (config.py).
 """
 
 import re

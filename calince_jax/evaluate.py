@@ -27,10 +27,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import flags
 from etils import epath
 
-from calince_jax import command_line, compile_cache
+from calince_jax import cli
 from calince_jax.errors import check_choice
-from calince_jax.evaluation import TASKS, Evaluation, Options
-from calince_jax.run_model import PARAMS
+from calince_jax.evals.tasks import TASKS, Evaluation, Options
+from calince_jax.inference.from_run import PARAMS
+from calince_jax.runtime import compile_cache
 
 
 def define_flags() -> None:
@@ -113,4 +114,4 @@ def print_table(task: str, result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(lambda: evaluate(command_line.options(Options)))
+  cli.run(lambda: evaluate(cli.options(Options)))

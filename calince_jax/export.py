@@ -24,10 +24,13 @@ from absl import flags
 from etils import epath
 from safetensors.numpy import save_file
 
-from calince_jax import build, command_line, compile_cache, inference
+from calince_jax import cli
+from calince_jax import config as config_lib
 from calince_jax.errors import UserError
-from calince_jax.inference import VideoTextModel
-from calince_jax.run_model import PARAMS, open_run
+from calince_jax.inference import model as inference
+from calince_jax.inference.from_run import PARAMS, open_run
+from calince_jax.inference.model import VideoTextModel
+from calince_jax.runtime import compile_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +89,8 @@ def write_model(
     checkpointer.save(folder / "params", model.params)
   document = {
     "format_version": inference.FORMAT_VERSION,
-    "model": build.as_dict(model.config),
-    "preprocessing": dataclasses.asdict(build.sampling(config)),
+    "model": config_lib.as_dict(model.config),
+    "preprocessing": dataclasses.asdict(config_lib.sampling(config)),
     "calibration": model.calibration,
   }
   text = json.dumps(document, indent=2) + "\n"
@@ -139,7 +142,7 @@ def model_card(
     f" RGB; texts of up to {c.text_length} tokens",
     f"* trained for {step} of {config['total_steps']} steps of"
     f" {config['batch_size']} pairs on"
-    f" {', '.join(Path(f).name for f in build.data_mix(config)[0])}",
+    f" {', '.join(Path(f).name for f in config_lib.data_mix(config)[0])}",
     f"* objective: confidence `{config['objective']['confidence']}`, weights"
     f" {config['objective']['correspondence_weight']} (correspondence),"
     f" {config['objective']['contrastive_weight']} (contrastive),"
@@ -175,4 +178,4 @@ def model_card(
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(lambda: export(command_line.options(Options)))
+  cli.run(lambda: export(cli.options(Options)))

@@ -2,11 +2,12 @@
 
     python -m calince_jax.prepare --manifest=clips.csv --out=DIR
 
-Reads the manifest (data/manifest.py), scans every video in child processes,
-and writes records of JPEG frames with their texts (data/clip_dataset.py) and a
-tokenizer trained on the captions. What cannot be used is listed in
-DIR/ledger.csv: path, what, why, what to do. Interrupted, the same command goes
-on where it was; repeated, it finds its work done.
+Reads the manifest (data/sources/manifest.py), scans every video in child
+processes, and writes records of JPEG frames with their texts
+(data/records/clip_dataset.py) and a tokenizer trained on the captions. What
+cannot be used is listed in DIR/ledger.csv: path, what, why, what to do.
+Interrupted, the same command goes on where it was; repeated, it finds its work
+done.
 """
 
 import dataclasses
@@ -21,13 +22,10 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from calince_jax import command_line
-from calince_jax.data import clip_dataset, decode_workers
-from calince_jax.data.frames import Encoding
-from calince_jax.data.ledger import Ledger
-from calince_jax.data.manifest import Clip, Problem, read_manifest
-from calince_jax.data.manifest_file import check_plain_file
-from calince_jax.data.shards import (
+from calince_jax import cli
+from calince_jax.data.problems import Ledger
+from calince_jax.data.records import clip_dataset
+from calince_jax.data.records.plan import (
   WORK_FOLDER,
   Note,
   Shard,
@@ -38,7 +36,11 @@ from calince_jax.data.shards import (
   read_note,
   write_clips,
 )
+from calince_jax.data.sources.manifest import Clip, Problem, read_manifest
+from calince_jax.data.sources.manifest_rows import check_plain_file
 from calince_jax.data.tokenizer import Tokenizer, train_tokenizer
+from calince_jax.data.video import workers as decode_workers
+from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
 
 
@@ -299,4 +301,4 @@ def _print_summary(
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(lambda: prepare(command_line.options(Options)))
+  cli.run(lambda: prepare(cli.options(Options)))

@@ -15,9 +15,9 @@ from pathlib import Path
 import jinja2
 from absl import flags
 
-from calince_jax import command_line
+from calince_jax import cli
 from calince_jax.errors import UserError
-from calince_jax.evals import report
+from calince_jax.evals.report import page
 
 
 def define_flags() -> None:
@@ -49,7 +49,7 @@ def make_page(run: dict, workdir: Path) -> tuple[str, str]:
     UserError: a file says what evaluate and train do not write.
   """
   try:
-    return report.render(run), summary(run)
+    return page.render(run), summary(run)
   except UserError:
     raise
   # Of files from others anything may be of another form, at any depth.
@@ -77,7 +77,7 @@ def read_run(workdir: Path) -> dict:
   """
   run = {"config": read_config(workdir / "config.json")}
   run["metrics"] = read_metrics(workdir / "metrics.jsonl")
-  for task in report.TASKS:
+  for task in page.TASKS:
     run[task] = read_json(workdir / "eval" / f"{task}.json")
   if not any(run.values()):
     raise UserError(
@@ -169,4 +169,4 @@ def _parse(text: str, where: str) -> dict:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

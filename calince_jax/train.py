@@ -17,20 +17,19 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from calince_jax import (
-  build,
+from calince_jax import cli
+from calince_jax import config as config_lib
+from calince_jax.runtime import (
   checkpoint,
-  cluster,
-  command_line,
   compile_cache,
+  distributed,
   run_folder,
   sharding,
-  train_loop,
-  train_setup,
 )
-from calince_jax.monitor import Monitor
-from calince_jax.stop_signal import StopSignal
-from calince_jax.watchdog import Watchdog
+from calince_jax.runtime.preemption import StopSignal
+from calince_jax.runtime.watchdog import Watchdog
+from calince_jax.training import loop, setup
+from calince_jax.training.metric_logger import Monitor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "distributed",
     Options.distributed,
-    cluster.DISTRIBUTED,
+    distributed.DISTRIBUTED,
     "how the processes of a run find each other",
   )
   flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0")
@@ -78,10 +77,10 @@ def define_flags() -> None:
 def train(options: Options) -> None:
   """Joins the other processes of the run, and trains with them."""
   config = options.config.to_dict()
-  build.check_numbers(config)
+  config_lib.check_numbers(config)
   compile_cache.enable()
   with (
-    cluster.joined(
+    distributed.joined(
       options.distributed,
       options.coordinator_address,
       options.num_processes,
@@ -101,7 +100,7 @@ def watchdog(config: dict[str, Any], workdir: str) -> Watchdog:
   return Watchdog(
     f"{workdir}/stall{f'-{me}' if me else ''}.txt",
     config["stall_seconds"],
-    end=lambda words: cluster.tell(words, status=1),
+    end=lambda words: distributed.tell(words, status=1),
   )
 
 
@@ -110,11 +109,11 @@ def train_together(
 ) -> None:
   """Mesh, data, model, state, loop."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = train_setup.open_data(config)
-  training = build.training(
+  data = setup.open_data(config)
+  training = config_lib.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  damage = train_setup.open_damage_log(config, workdir, data, mesh)
+  damage = setup.open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
     run_folder.begin(
@@ -123,20 +122,20 @@ def train_together(
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
-    state, first_step, visits = train_setup.start_or_resume(
+    state, first_step, visits = setup.start_or_resume(
       manager, training, config["seed"]
     )
     if jax.process_index() == 0:
       say_what_runs(config, workdir, data, mesh, training, state)
-    retrieval = train_setup.open_watch(config, data, mesh, training)
-    batches = train_setup.train_batches(config, data, mesh, first_step, damage)
+    retrieval = setup.open_watch(config, data, mesh, training)
+    batches = setup.train_batches(config, data, mesh, first_step, damage)
     # Closed: its threads must not outlive the interpreter.
     with (
       contextlib.closing(batches),
-      train_setup.open_monitor(config, workdir, first_step) as monitor,
+      setup.open_monitor(config, workdir, first_step) as monitor,
     ):
-      state = train_loop.loop(
-        train_loop.Run(
+      state = loop.loop(
+        loop.Run(
           config=config,
           mesh=mesh,
           training=training,
@@ -179,7 +178,7 @@ def say_what_runs(
   workdir: str,
   data: dict[str, Any],
   mesh: Any,
-  training: build.Training,
+  training: config_lib.Training,
   state: Any,
 ) -> None:
   """A few lines on what is about to be trained."""
@@ -205,7 +204,9 @@ def say_what_runs(
     )
 
 
-def how_a_step_goes(config: dict[str, Any], training: build.Training) -> str:
+def how_a_step_goes(
+  config: dict[str, Any], training: config_lib.Training
+) -> str:
   """In which form the similarities are, and the batch is encoded."""
   B, parts = config["batch_size"], config["micro_batches"]
   tiling = training.objective.tiling
@@ -220,4 +221,4 @@ def how_a_step_goes(config: dict[str, Any], training: build.Training) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(lambda: train(command_line.options(Options)))
+  cli.run(lambda: train(cli.options(Options)))

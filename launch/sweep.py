@@ -26,7 +26,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from calince_jax import command_line
+from calince_jax import cli
 from calince_jax.errors import UserError
 from launch import table
 from launch.expand import expand
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  cli.run(main)

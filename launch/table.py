@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calince_jax.errors import UserError
-from calince_jax.line_file import read_lines
+from calince_jax.files import read_lines
 from launch.workers import read_done
 
 

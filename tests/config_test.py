@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from calince_jax import build, sharding, train_step
+from calince_jax import config as config_lib
 from calince_jax.errors import UserError
+from calince_jax.runtime import sharding
+from calince_jax.training import step as train_step
 
 CONFIGS = sorted(
   path
@@ -25,10 +27,10 @@ def load(path, *argument):
 
 def step_shapes(config):
   """The shapes of a state and its metrics after one step, nothing computed."""
-  model = build.model_config(config, vocab_size=1000).build()
-  tx, _ = build.optimizer(config)
+  model = config_lib.model_config(config, vocab_size=1000).build()
+  tx, _ = config_lib.optimizer(config)
   step = train_step.make_train_step(
-    model, tx, build.objective(config), ema_decay=0.9
+    model, tx, config_lib.objective(config), ema_decay=0.9
   )
   state = jax.eval_shape(lambda: train_step.init_state(model, tx, 8, 0))
   batch = train_step.dummy_batch(model.config, 8)
@@ -38,8 +40,8 @@ def step_shapes(config):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_train_step_of_every_config(path):
   config = load(path).to_dict()
-  build.check_numbers(config)
-  build.sampling(config)
+  config_lib.check_numbers(config)
+  config_lib.sampling(config)
   before, after, metrics = step_shapes(config)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
     lambda x: (x.shape, x.dtype), after
@@ -123,15 +125,15 @@ def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
     config.update_from_flattened_dict({key: value})
   config = config.to_dict()
   with pytest.raises(UserError, match=message):
-    build.check_numbers(config)
-    build.data_mix(config)
-    build.sampling(config)
-    build.model_config(config, 100)
-    build.objective(config)
-    build.optimizer(config)
+    config_lib.check_numbers(config)
+    config_lib.data_mix(config)
+    config_lib.sampling(config)
+    config_lib.model_config(config, 100)
+    config_lib.objective(config)
+    config_lib.optimizer(config)
     mesh = sharding.make_mesh()
-    build.micro_batches(config, mesh)
-    build.tiling(config | {"batch_size": 2**14}, mesh)
+    config_lib.micro_batches(config, mesh)
+    config_lib.tiling(config | {"batch_size": 2**14}, mesh)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_the_similarities_are_tiled_where_they_are_large(
   config.objective.contrastive = contrastive
   config.similarities.form = form
   mesh = sharding.make_mesh(2)
-  tiling = build.tiling(config.to_dict(), mesh)
+  tiling = config_lib.tiling(config.to_dict(), mesh)
   assert (tiling is not None) == tiled
   if tiled:
     assert tiling.ways == 8
@@ -166,7 +168,7 @@ def test_tiles_that_a_kernel_cannot_cut_are_named(tile, message):
   config.batch_size = 2**14
   config.similarities.kernel, config.similarities.tile = "pallas", tile
   with pytest.raises(UserError, match=f"config.similarities: .*{message}"):
-    build.tiling(config.to_dict(), sharding.make_mesh())
+    config_lib.tiling(config.to_dict(), sharding.make_mesh())
 
 
 def test_a_loss_that_needs_all_similarities_is_not_tiled():
@@ -174,6 +176,6 @@ def test_a_loss_that_needs_all_similarities_is_not_tiled():
   config.objective.contrastive = "norton"
   config.similarities.form = "tiled"
   with pytest.raises(UserError, match="'norton' has no tiling"):
-    build.training(
+    config_lib.training(
       config.to_dict(), sharding.make_mesh(), vocab_size=100, num_pairs=8
     )

@@ -51,7 +51,8 @@ def tiny_dataset(tmp_path_factory) -> Path:
 
 def write_tiny_dataset(folder: Path) -> None:
   """The square's colour and its direction are in the caption and label."""
-  from calince_jax.data import clip_dataset, tokenizer
+  from calince_jax.data import tokenizer
+  from calince_jax.data.records import clip_dataset
 
   pair, texts, shards, splits = 0, [], {}, {}
   for split, count in (("train", 40), ("test", 12)):

@@ -12,11 +12,14 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from calince_jax import encode_clips, evaluate, run_model, train_setup
-from calince_jax import evaluation as evaluation_lib
-from calince_jax.data import clip_dataset, pipeline
-from calince_jax.data.clip_dataset import ClipReader
+from calince_jax import evaluate
+from calince_jax.data.input import batches as pipeline
+from calince_jax.data.records import clip_dataset
+from calince_jax.data.records.clip_dataset import ClipReader
 from calince_jax.errors import UserError
+from calince_jax.evals import tasks as evaluation_lib
+from calince_jax.inference import encode, from_run
+from calince_jax.training import setup
 
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
 
@@ -108,7 +111,7 @@ def test_chance_is_what_a_person_would_count(results):
 
 
 def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
-  model, _, _ = run_model.open_run(str(run))
+  model, _, _ = from_run.open_run(str(run))
   reader = ClipReader(tiny_dataset, "test")
   sampling = evaluate.Evaluation(evaluate.Options(str(run))).sampling
   (batch,) = pipeline.eval_batches(reader, sampling, batch_size=12)
@@ -198,7 +201,7 @@ def test_calibration_lists_every_pair(results, run):
 
 
 def test_scores_are_those_of_the_model(run, tiny_dataset):
-  model, _, config = run_model.open_run(str(run))
+  model, _, config = from_run.open_run(str(run))
   evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
   reader = ClipReader(tiny_dataset, "train")
   (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
@@ -240,12 +243,12 @@ def test_the_judgement_is_that_of_the_data_set():
 
 
 def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
-  model, *_ = run_model.open_run(str(run))
+  model, *_ = from_run.open_run(str(run))
   evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
   reader = ClipReader(tiny_dataset, "train")
   settings = {"num_negatives": 4, "seed": 0}
   found = [
-    encode_clips.score_pairs(
+    encode.score_pairs(
       model, reader, evaluation.sampling, batch_size=size, **settings
     )
     for size in (16, 40, 18)  # 18: the last batch holds four clips
@@ -262,7 +265,7 @@ def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
       assert (distance < 1e-4).all()
       assert len(np.unique(cosines.round(5))) > 1
   with pytest.raises(UserError, match="batch_size=5"):
-    encode_clips.score_pairs(
+    encode.score_pairs(
       model, reader, evaluation.sampling, batch_size=4, **settings
     )
 
@@ -357,7 +360,7 @@ def test_what_a_run_was_trained_on_is_exchanged_again(
   config = tiny_config(
     tiny_dataset, changes={"data.mismatch": 0.4, "data.mismatch_seed": 2}
   )
-  (trained_on,) = train_setup.open_data(config.to_dict())["readers"]
+  (trained_on,) = setup.open_data(config.to_dict())["readers"]
   assert texts() == [r["texts"] for r in trained_on.read(range(40))]
   plain = texts(mismatch=0.0)
   assert texts() != plain

@@ -11,9 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 import calince_jax
 from benchmarks.hostile import settings
-from calince_jax import evaluate, export, inference, run_model
+from calince_jax import evaluate, export
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
+from calince_jax.inference import from_run
+from calince_jax.inference import model as inference
 
 
 def run_export(workdir, out, **more):
@@ -43,7 +45,7 @@ TEXTS = ["a red square moves left", "blue goes right", "nothing at all"]
 
 
 def test_it_is_the_model_of_the_run(model, trained_run, rng):
-  own, step, _ = run_model.open_run(str(trained_run))
+  own, step, _ = from_run.open_run(str(trained_run))
   video = clips(rng)
   assert step == 6
   for method, inputs in (
@@ -99,7 +101,7 @@ def test_both_forms_of_the_parameters_are_the_same(exported, trained_run):
   flat = load_file(exported / "model.safetensors")
   with ocp.StandardCheckpointer() as checkpointer:
     tree = checkpointer.restore(exported / "params")
-  own = run_model.open_run(str(trained_run))[0].params
+  own = from_run.open_run(str(trained_run))[0].params
   for other in (inference.flatten(tree), inference.flatten(own)):
     assert flat.keys() == other.keys()
     for name, value in flat.items():

@@ -16,11 +16,11 @@ from conftest import tiny_config, tiny_flags
 
 from benchmarks.hostile import inputs, manifests, settings, videos
 from benchmarks.hostile.films import film
-from calince_jax import command_line, config_checks, evaluate
-from calince_jax.data import decode_workers
-from calince_jax.data.frames import Encoding
-from calince_jax.data.ledger import Ledger
-from calince_jax.data.manifest import Problem, read_manifest
+from calince_jax import cli, config_checks, evaluate
+from calince_jax.data.problems import Ledger
+from calince_jax.data.sources.manifest import Problem, read_manifest
+from calince_jax.data.video import workers as decode_workers
+from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
 from calince_jax.prepare import Options, prepare
 
@@ -189,9 +189,7 @@ def test_names_are_no_formulas_for_a_spreadsheet(tmp_path):
 
 
 def test_a_message_is_one_line_whatever_it_repeats():
-  said = command_line.one_line(
-    UserError("no \x1b[2J file\n'a\r\nb'" + "x" * 9999)
-  )
+  said = cli.one_line(UserError("no \x1b[2J file\n'a\r\nb'" + "x" * 9999))
   assert said.isprintable() and "\\x1b[2J" in said
   assert len(said) < 2100
 

@@ -55,9 +55,9 @@ def test_it_is_imported_from_where_it_was_installed(installed, tmp_path):
     "print(calince_jax.__file__, calince_jax.__version__)\n"
     "print('jax' in sys.modules)\n"
     "from calince_jax import prepare, train, evaluate, export\n"
-    "from calince_jax.report import Path, read_run, report\n"
-    "page = report.render(read_run(Path('.')))\n"
-    "print(report.__file__, '<style>' in page and len(page) > 2000)\n",
+    "from calince_jax.report import Path, page, read_run\n"
+    "text = page.render(read_run(Path('.')))\n"
+    "print(page.__file__, '<style>' in text and len(text) > 2000)\n",
     tmp_path,
     installed,
   )
@@ -68,7 +68,9 @@ def test_it_is_imported_from_where_it_was_installed(installed, tmp_path):
   file, whole = said[2].split()
   assert file.startswith(str(installed)) and whole == "True"
   for name in ("report.html", "report.css"):
-    assert (installed / "calince_jax" / "evals" / name).stat().st_size
+    assert (
+      (installed / "calince_jax" / "evals" / "report" / name).stat().st_size
+    )
 
 
 def test_tests_and_configs_are_not_installed(installed):
@@ -82,8 +84,9 @@ for name in ("tensorflow", "tensorflow_datasets", "clu"):
   sys.modules[name] = None  # importing it raises ImportError
 import pkgutil, importlib
 import calince_jax.losses, calince_jax.models
-names = ["calince_jax.%s" % name for name in ("build", "checkpoint",
-  "inference", "optimizer", "run_model", "sharding", "train", "train_step")]
+names = ["calince_jax.%s" % name for name in ("config", "inference.from_run",
+  "inference.model", "runtime.checkpoint", "runtime.sharding", "train",
+  "training.optimizer", "training.step")]
 for package in (calince_jax.losses, calince_jax.models):
   names += [m.name for m in
             pkgutil.iter_modules(package.__path__, package.__name__ + ".")]
@@ -99,6 +102,6 @@ def test_the_core_runs_without_tensorflow(tmp_path):
 
 
 def test_this_test_could_fail(tmp_path):
-  code = CORE.replace('"build"', '"data.pipeline"')
+  code = CORE.replace('"config"', '"data.input.batches"')
   with pytest.raises(subprocess.CalledProcessError):
     python(code, tmp_path, ROOT)

@@ -15,8 +15,8 @@ import pytest
 from conftest import LISTENING
 from PIL import Image
 
-from calince_jax.data.clip_dataset import ClipReader, read_info
-from calince_jax.data.shards import claim
+from calince_jax.data.records.clip_dataset import ClipReader, read_info
+from calince_jax.data.records.plan import claim
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 from calince_jax.prepare import Options, prepare

@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT, TINY_CONFIG
 
-from calince_jax.data import synthetic
+from calince_jax.data.synthetic import corpus
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 TINY_FLAGS = [f"--config.{key}={value}" for key, value in TINY_CONFIG.items()]
@@ -36,7 +36,7 @@ def followed(tmp_path_factory):
   model.
   """
   folder = tmp_path_factory.mktemp("readme")
-  manifest = synthetic.generate(
+  manifest = corpus.generate(
     folder / "corpus", num_clips=32, mismatch=0.25, seed=0, size=32, num_test=8
   )
   shutil.move(manifest, folder / "clips.csv")

@@ -25,12 +25,12 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.hostile import videos
-from calince_jax import command_line
-from calince_jax.data import decode_workers
-from calince_jax.data.frames import Encoding
+from calince_jax import cli
+from calince_jax.data.video import workers as decode_workers
+from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARENT_LIMIT = 1024  # MiB
 SHOWN = 3  # reasons of each kind
 
@@ -193,7 +193,7 @@ def resident(pid: int) -> float:
 
 def outcome(folder: Path) -> tuple[set[str], dict[str, dict[str, str]]]:
   """The videos in records, and the ledger's rows by video."""
-  from calince_jax.data.clip_dataset import ClipReader, read_info
+  from calince_jax.data.records.clip_dataset import ClipReader, read_info
 
   if not (folder / "dataset.json").exists():
     raise UserError(f"{folder} was not finished: see the words above")
@@ -202,7 +202,7 @@ def outcome(folder: Path) -> tuple[set[str], dict[str, dict[str, str]]]:
     reader = ClipReader(folder, split)
     usable |= {reader.read([i])[0]["id"] for i in range(len(reader))}
   with (folder / "ledger.csv").open(newline="", encoding="utf-8") as file:
-    # A path that would be a formula stands there as ./PATH (ledger.py).
+    # A path that would be a formula stands there as ./PATH (problems.py).
     return usable, {
       re.sub(r"^\./(?=[=+\-@])", "", row["path"]): row
       for row in csv.DictReader(file)
@@ -304,4 +304,4 @@ def table(
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

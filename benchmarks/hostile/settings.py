@@ -29,10 +29,10 @@ from ml_collections import config_flags
 
 from benchmarks.hostile import manifests
 from benchmarks.hostile.films import film
-from calince_jax import command_line, config_checks
+from calince_jax import cli, config_checks
 from calince_jax.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = (
   "--config=configs/quickstart.py",
   *("--config.batch_size=16", "--config.total_steps=4"),
@@ -138,7 +138,7 @@ def attempt(function: Callable[..., object], *arguments: Any) -> str:
     with contextlib.redirect_stderr(words), contextlib.redirect_stdout(words):
       function(*arguments)
   except UserError as error:
-    return command_line.one_line(error)
+    return cli.one_line(error)
   except SystemExit:
     return words.getvalue().strip()
   except Exception:
@@ -153,8 +153,8 @@ def is_fault(words: str) -> bool:
 
 def open_manifest(path: Path, root: Path) -> None:
   """What prepare does before it decodes."""
-  from calince_jax.data.manifest import read_manifest
-  from calince_jax.data.shards import plan_shards
+  from calince_jax.data.records.plan import plan_shards
+  from calince_jax.data.sources.manifest import read_manifest
   from calince_jax.data.tokenizer import train_tokenizer
 
   clips, problems = read_manifest(path, root=root)
@@ -174,29 +174,31 @@ def open_training(arguments: Sequence[str]) -> None:
   """What train does before its first step, and that step's shapes."""
   import jax
 
-  from calince_jax import build, sharding, train_setup
+  from calince_jax import config as config_lib
+  from calince_jax.runtime import sharding
+  from calince_jax.training import setup
 
   values, argv = flags.FlagValues(), ["train", *arguments]
   config_flags.DEFINE_config_file("config", flag_values=values)
   with mock.patch.object(sys, "argv", argv):  # where it looks for overrides
-    command_line.parse(argv, values)
+    cli.parse(argv, values)
   config = values.config.to_dict()
-  build.check_numbers(config)
+  config_lib.check_numbers(config)
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = train_setup.open_data(config)
-  training = build.training(
+  data = setup.open_data(config)
+  training = config_lib.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
-  batch = next(train_setup.train_batches(config, data, mesh, 0))
+  batch = next(setup.train_batches(config, data, mesh, 0))
   batch["stop"] = np.zeros(config["batch_size"], bool)
   jax.eval_shape(training.step, training.abstract, batch)
 
 
 def open_run(workdir: Path) -> None:
   """What evaluate and export open."""
-  from calince_jax import run_model
+  from calince_jax.inference import from_run
 
-  run_model.open_run(str(workdir))
+  from_run.open_run(str(workdir))
 
 
 def open_export(folder: Path) -> None:
@@ -316,4 +318,4 @@ def table(said: dict[str, list[str]]) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

@@ -30,7 +30,7 @@ from absl import flags
 
 from benchmarks.noise_study.bars import MAIN_RATE
 from benchmarks.noise_study.collect import collect
-from calince_jax import command_line
+from calince_jax import cli
 from calince_jax.errors import UserError
 from launch.expand import ARGUMENT, Run, expand, load
 from launch.workers import run_all
@@ -185,4 +185,4 @@ def words(values: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

@@ -21,14 +21,11 @@ import jax.numpy as jnp
 from absl import flags
 
 from benchmarks.noise_study.statistics import COST_FILE, ratios
-from calince_jax import (
-  build,
-  command_line,
-  compile_cache,
-  sharding,
-  train_setup,
-  train_step,
-)
+from calince_jax import cli
+from calince_jax import config as config_lib
+from calince_jax.runtime import compile_cache, sharding
+from calince_jax.training import setup
+from calince_jax.training import step as train_step
 from launch.expand import load
 
 
@@ -79,8 +76,8 @@ def main() -> None:
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  data = train_setup.open_data(config)
-  training = build.training(
+  data = setup.open_data(config)
+  training = config_lib.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
   )
   state, step = training.start(config["seed"]), training.step
@@ -105,4 +102,4 @@ def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

@@ -28,7 +28,7 @@ from benchmarks.survival.kills import (
 from benchmarks.survival.peers import kill_one_of_two, peer_log, start_two
 from benchmarks.survival.processes import finish, start
 from benchmarks.survival.soak import slope, soak
-from calince_jax import command_line
+from calince_jax import cli
 
 SETTINGS = {
   "batch_size": 16,
@@ -221,4 +221,4 @@ def report_soak(out: Path, data: Path) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  cli.run(main)

@@ -20,8 +20,8 @@ from benchmarks.survival.processes import (
   start,
   until,
 )
-from calince_jax import checkpoint
 from calince_jax.errors import UserError
+from calince_jax.runtime import checkpoint
 
 STATE = (
   "step",

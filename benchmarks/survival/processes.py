@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calince_jax import checkpoint
 from calince_jax.errors import UserError
-from calince_jax.line_file import read_lines
+from calince_jax.files import read_lines
+from calince_jax.runtime import checkpoint
 
 # Columns of metrics.jsonl that the clock and the machine decide.
 CLOCK = (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from calince_jax.errors import UserError
-from calince_jax.evals import calibration
+from calince_jax.evals import calibration_metrics
 
 
 def test_auc_counts_pairs_and_half_of_ties():
@@ -14,10 +14,12 @@ def test_auc_counts_pairs_and_half_of_ties():
     for a in score[matched == 1]
     for b in score[matched == 0]
   ]
-  got = calibration.calibration_report(np.full(40, 0.5), score, matched)
+  got = calibration_metrics.calibration_report(np.full(40, 0.5), score, matched)
   assert got["metrics"]["auc"] == pytest.approx(np.mean(wins))
   assert got["chance"] == {"auc": 0.5}
-  reverse = calibration.calibration_report(np.full(40, 0.5), -score, matched)
+  reverse = calibration_metrics.calibration_report(
+    np.full(40, 0.5), -score, matched
+  )
   assert reverse["metrics"]["auc"] == pytest.approx(1 - np.mean(wins))
 
 
@@ -34,7 +36,7 @@ def test_ece_by_a_plain_loop():
     ]
     gap = np.mean(confidence[inside]) - np.mean(matched[inside])
     want += len(inside) / 502 * abs(gap)
-  got = calibration.calibration_report(confidence, confidence, matched)
+  got = calibration_metrics.calibration_report(confidence, confidence, matched)
   assert got["metrics"]["ece"] == pytest.approx(want)
   assert sum(row["count"] for row in got["reliability"]) == 502
   rate = got["metrics"]["noise_rate_true"]
@@ -45,8 +47,10 @@ def test_a_calibrated_confidence_has_a_small_ece_and_a_wrong_one_has_not():
   rng = np.random.default_rng(2)
   confidence = rng.random(20000)
   matched = (rng.random(20000) < confidence).astype(int)
-  good = calibration.calibration_report(confidence, confidence, matched)
-  wrong = calibration.calibration_report(1 - confidence, confidence, matched)
+  good = calibration_metrics.calibration_report(confidence, confidence, matched)
+  wrong = calibration_metrics.calibration_report(
+    1 - confidence, confidence, matched
+  )
   assert good["metrics"]["ece"] < 0.02
   assert wrong["metrics"]["ece"] == pytest.approx(0.5, abs=0.03)
   assert wrong["metrics"]["auc"] == good["metrics"]["auc"]
@@ -55,7 +59,7 @@ def test_a_calibrated_confidence_has_a_small_ece_and_a_wrong_one_has_not():
 def test_histogram_splits_by_truth_and_unknown_truth_is_left_out():
   confidence = np.array([0.0, 0.049, 0.5, 0.99, 1.0, 0.31])
   matched = np.array([0, 0, 1, 1, 1, -1], np.int8)
-  got = calibration.calibration_report(confidence, confidence, matched)
+  got = calibration_metrics.calibration_report(confidence, confidence, matched)
   histogram = got["histogram"]
   assert len(histogram["edges"]) == 21
   assert histogram["mismatched"] == [2] + 19 * [0]
@@ -68,14 +72,16 @@ def test_histogram_splits_by_truth_and_unknown_truth_is_left_out():
 
 def test_without_truth_there_is_only_the_histogram():
   confidence = np.linspace(0, 1, 10)
-  got = calibration.calibration_report(confidence, confidence, np.full(10, -1))
+  got = calibration_metrics.calibration_report(
+    confidence, confidence, np.full(10, -1)
+  )
   assert got["metrics"] == {"mean_confidence": pytest.approx(0.5)}
   assert got["chance"] == {} and got["reliability"] == []
   assert sum(got["histogram"]["unknown"]) == 10
 
 
 def test_all_matched_has_no_auc():
-  got = calibration.calibration_report(
+  got = calibration_metrics.calibration_report(
     np.array([0.5, 1]), np.array([0, 1]), np.ones(2, int)
   )
   assert "auc" not in got["metrics"]
@@ -94,6 +100,6 @@ def test_all_matched_has_no_auc():
 )
 def test_bad_input_is_said(confidence, score, matched, message):
   with pytest.raises(UserError, match=message):
-    calibration.calibration_report(
+    calibration_metrics.calibration_report(
       np.array(confidence), np.array(score), np.array(matched)
     )

@@ -3,7 +3,8 @@
     python tests/goldens/make_checkpoint.py   # checkpoint_vVERSION.tar.xz here
 
 Run it once for each new run_folder.FORMAT_VERSION, before the next one comes;
-the older files stay, and tests/checkpoint_test.py goes on from each of them.
+the older files stay, and tests/runtime/checkpoint_test.py goes on from each of
+them.
 """
 
 import sys
@@ -18,7 +19,9 @@ import conftest  # eight devices
 import jax
 import numpy as np
 
-from calince_jax import build, checkpoint, run_folder, sharding, train_setup
+from calince_jax import config as config_lib
+from calince_jax.runtime import checkpoint, run_folder, sharding
+from calince_jax.training import setup
 
 STEP = 3
 
@@ -35,9 +38,9 @@ def main() -> None:
     data.mkdir()
     conftest.write_tiny_dataset(data)
     config = conftest.tiny_config(data).to_dict()
-    opened = train_setup.open_data(config)
+    opened = setup.open_data(config)
     mesh = sharding.make_mesh()
-    training = build.training(config, mesh, vocab_size=80, num_pairs=104)
+    training = config_lib.training(config, mesh, vocab_size=80, num_pairs=104)
     state = jax.tree.map(
       lambda leaf, place: jax.device_put(pattern(leaf), place),
       training.abstract,

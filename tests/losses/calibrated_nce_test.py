@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from calince_jax.losses.calibrated_nce import calibrated_nce
-from calince_jax.sharding import make_mesh
+from calince_jax.runtime.sharding import make_mesh
 
 
 def unit(rng, n, d):

@@ -16,7 +16,7 @@ from calince_jax.losses.tiled_nce import (
   tiled_pair_losses,
   tiled_siglip,
 )
-from calince_jax.sharding import make_mesh
+from calince_jax.runtime.sharding import make_mesh
 
 PLAIN = {"tile": 64}
 KERNEL = {"tile": 64, "kernel": nce_kernel}

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from calince_jax.losses import moments, noise_robust
 from calince_jax.losses.calibrated_nce import pair_losses, similarity
-from calince_jax.sharding import make_mesh
+from calince_jax.runtime.sharding import make_mesh
 
 GOLDENS = Path(__file__).parent / "goldens" / "noise_robust.json"
 

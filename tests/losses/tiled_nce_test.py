@@ -27,7 +27,7 @@ from calince_jax.losses.tiled_nce import (
   tiled_pair_losses,
   tiled_siglip,
 )
-from calince_jax.sharding import make_mesh
+from calince_jax.runtime.sharding import make_mesh
 
 KEPT = 2**40  # bytes: all of S is kept for the backward pass
 MESHES = {

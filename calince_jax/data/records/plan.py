@@ -1,0 +1,232 @@
+"""The unit of work of prepare: a shard is written whole or not at all.
+
+Clips go to shards in an order fixed by their ids, so that each shard holds a
+fair mixture. Beside a finished shard lies a note (in DIR/.prepare) with what
+went into it and what could not be used; a shard is done when its note is there.
+So an interrupted run goes on where it was, and ends with the same bytes.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from calince_jax.data.records.clip_dataset import (
+  FILE_PREFIX,
+  UNKNOWN,
+  shard_path,
+  write_shard,
+  write_text,
+)
+from calince_jax.data.sources.manifest import Clip, Problem
+from calince_jax.data.video.decode import DecodedClip
+from calince_jax.data.video.open import ClipError
+from calince_jax.errors import UserError
+
+WORK_FOLDER = ".prepare"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """Clips of one split that are written together, number `index` of `count`."""
+
+  split: str
+  index: int
+  count: int
+  clips: tuple[Clip, ...]
+
+
+@dataclasses.dataclass
+class Note:
+  """What became of a shard.
+
+  Attributes:
+    clips, pairs: written.
+    bytes: size of the file.
+    cut: clips of which only the first frames were kept.
+    labels: of the written clips, sorted.
+    problems: what could not be used.
+  """
+
+  clips: int = 0
+  pairs: int = 0
+  bytes: int = 0
+  cut: int = 0
+  labels: list[str] = dataclasses.field(default_factory=list)
+  problems: list[Problem] = dataclasses.field(default_factory=list)
+
+
+def plan_shards(clips: Sequence[Clip], clips_per_shard: int) -> list[Shard]:
+  """Divides clips; the same clips give the same shards in any order."""
+  splits: dict[str, list[Clip]] = {}
+  for clip in clips:
+    splits.setdefault(clip.split, []).append(clip)
+  shards = []
+  for split, members in sorted(splits.items()):
+    members.sort(key=lambda clip: hashlib.sha256(clip.id.encode()).digest())
+    count = -(-len(members) // clips_per_shard)
+    bounds = [i * len(members) // count for i in range(count + 1)]
+    for i in range(count):
+      part = tuple(members[bounds[i] : bounds[i + 1]])
+      shards.append(Shard(split, i, count, part))
+  return shards
+
+
+def read_note(directory: pathlib.Path, shard: Shard) -> Note | None:
+  """Returns the note of a finished shard, or None; a damaged one counts not."""
+  path = shard_path(directory, shard.split, shard.index, shard.count)
+  try:
+    note = Note(**json.loads(_note_path(path).read_text(encoding="utf-8")))
+    if path.stat().st_size != note.bytes:
+      return None
+    note.problems = [Problem(*fields) for fields in note.problems]
+  except (FileNotFoundError, ValueError, TypeError):
+    return None
+  return note
+
+
+def write_clips(
+  directory: pathlib.Path,
+  shard: Shard,
+  results: Iterator[DecodedClip | ClipError],
+  report: Callable[[Problem | None], None],
+) -> Note:
+  """Writes one shard and its note.
+
+  Args:
+    directory: of the data set; DIR/.prepare is there.
+    shard: what to write.
+    results: gives, for each clip of the shard in turn, its frames or why there
+      are none; what follows is left for the next shard.
+    report: called after each clip with its problem, if any; may raise, and
+      then nothing is left behind.
+  """
+  note, labels = Note(), set()
+
+  def records() -> Iterable[dict[str, Any]]:
+    for clip in shard.clips:
+      result = next(results)
+      if isinstance(result, ClipError):
+        note.problems.append(Problem(_name(clip), *result.args))
+        report(note.problems[-1])
+        continue
+      yield make_record(clip, result)
+      note.clips += 1
+      note.pairs += len(clip.captions)
+      note.cut += result.cut
+      labels.add(clip.label)
+      report(None)
+
+  path = shard_path(directory, shard.split, shard.index, shard.count)
+  note.bytes = write_shard(path, records())
+  note.labels = sorted(labels - {""})
+  content = dataclasses.asdict(note)
+  content["problems"] = [dataclasses.astuple(p) for p in note.problems]
+  write_text(_note_path(path), json.dumps(content))
+  return note
+
+
+def make_record(clip: Clip, decoded: DecodedClip) -> dict[str, Any]:
+  """Returns the fields of a record, see records/clip_dataset.py."""
+  return {
+    "id": clip.id,
+    "frames": decoded.frames,
+    "texts": [caption.text for caption in clip.captions],
+    "pair_indices": [caption.pair_index for caption in clip.captions],
+    "matched": [
+      UNKNOWN if caption.matched is None else caption.matched
+      for caption in clip.captions
+    ],
+    "label": clip.label,
+    "split": clip.split,
+    "group": clip.group,
+    "duration": decoded.duration,
+    "width": decoded.width,
+    "height": decoded.height,
+  }
+
+
+def _note_path(path: pathlib.Path) -> pathlib.Path:
+  return path.parent / WORK_FOLDER / (path.name + ".json")
+
+
+def _name(clip: Clip) -> str:
+  """The video and, where it is only a part, its times."""
+  if clip.start is None and clip.end is None:
+    return clip.video
+  end = "" if clip.end is None else f"{clip.end:g}"
+  return f"{clip.video} [{clip.start or 0:g}-{end} s]"
+
+
+# ------------------------------------------------------------ the folder
+
+
+@contextlib.contextmanager
+def claim(out: pathlib.Path) -> Iterator[None]:
+  """Makes the folder and keeps a second prepare out of it."""
+  work = out / WORK_FOLDER
+  if out.exists() and not out.is_dir():
+    raise UserError(f"{out} is not a folder; choose another --out")
+  if out.exists() and not work.exists() and any(out.iterdir()):
+    raise UserError(
+      f"{out} is neither empty nor a prepared data set; choose another --out"
+    )
+  work.mkdir(parents=True, exist_ok=True)
+  with open(work / "lock", "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"another prepare is at work in {out}") from None
+    yield
+
+
+def begin(
+  out: pathlib.Path, settings: dict[str, Any], clips: Sequence[Clip]
+) -> None:
+  """Starts, or makes sure that what was started is the same work.
+
+  Args:
+    out: claimed.
+    settings: what decides the content, besides the videos.
+    clips: the usable ones.
+
+  Raises:
+    UserError: shards of other settings or of another manifest are there.
+  """
+  content = [
+    dataclasses.astuple(dataclasses.replace(c, path="")) for c in clips
+  ]
+  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+  wanted = settings | {"list of usable videos": digest}
+  path = out / WORK_FOLDER / "plan.json"
+  if path.exists():
+    try:
+      there = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+      raise UserError(
+        f"{path} is damaged; delete {out} and start anew"
+      ) from None
+    if there == wanted:
+      return
+    if list(path.parent.glob("*.json")) != [path]:  # finished shards
+      check_same(out, there, wanted)
+    for stale in [out / "tokenizer.model", *out.glob(f"{FILE_PREFIX}-*")]:
+      stale.unlink(missing_ok=True)
+  write_text(path, json.dumps(wanted))
+
+
+def check_same(
+  out: pathlib.Path, there: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+  """Raises UserError where the settings differ."""
+  names = sorted(there.keys() | wanted.keys())
+  other = [n for n in names if there.get(n) != wanted.get(n)]
+  if other:
+    raise UserError(
+      f"{out} was prepared with another {', '.join(other)}; choose another "
+      "--out, or delete it"
+    )

@@ -1,0 +1,266 @@
+"""Reads a clip of a video file as JPEG frames.
+
+    for t_k = start + k / frame_rate:  the last frame shown at or before t_k
+
+Frames come out as a player shows them (`jpeg.py`). A file either gives its
+clip or raises ClipError with a reason for the person; no frame is ever made up.
+A decoding error before the clip's end makes the clip unusable.
+
+Files are untrusted: `workers.py` calls this in child processes.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import av
+
+from calince_jax.data.video.jpeg import Encoding, FrameEncoder
+from calince_jax.data.video.open import (
+  MAX_PIXELS,
+  ClipError,
+  check_file,
+  lacks_memory,
+  message,
+  open_video,
+  out_of_memory,
+  video_stream,
+)
+
+MAX_GAP = 60.0  # seconds; a longer jump in time is a broken time stamp
+SLACK = 1e-3  # seconds; some containers round time stamps to a millisecond
+MAX_OFFSET = 2**62  # FFmpeg's time stamps have 64 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedClip:
+  """JPEG frames of one size.
+
+  Attributes:
+    frames: JPEG files, `frame_rate` a second.
+    duration: seconds that the frames stand for.
+    width, height: of each frame, as shown.
+    cut: whether the clip goes on after max_frames.
+  """
+
+  frames: list[bytes]
+  duration: float
+  width: int
+  height: int
+  cut: bool
+
+
+def read_clip(
+  path: str | os.PathLike,
+  start: float | None,
+  end: float | None,
+  encoding: Encoding,
+) -> DecodedClip:
+  """Reads the part of a video from `start` to `end`.
+
+  Args:
+    path: of the file.
+    start: seconds of the container's clock; None is the first frame.
+    end: seconds; None, or a time after the last frame, is the file's end.
+    encoding: how frames are stored.
+
+  Raises:
+    ClipError: the clip cannot be used.
+  """
+  path = os.fspath(path)
+  check_file(path)
+  for seek in (True, False) if start else (False,):
+    with open_video(path) as container:
+      try:
+        clip = _read(container, path, start, end, encoding, seek)
+      except av.error.FFmpegError:
+        if not seek:
+          raise
+        clip = None  # the format cannot seek: read on from the beginning
+      if clip is not None:
+        return clip
+  raise AssertionError("unreachable: reading without seeking gives a clip")
+
+
+def hold(
+  frames: Iterable[tuple[float, float, Any]],
+  *,
+  start: float | None,
+  end: float | None,
+  frame_rate: float,
+) -> Iterator[Any]:
+  """Yields, for t_k = start + k / frame_rate < end, what is shown at t_k.
+
+  Args:
+    frames: (time, duration, frame) in the order of time, seconds.
+    start: None is the first frame's time. Before the first frame, that frame
+      is shown.
+    end: None is the end of the last frame.
+    frame_rate: per second.
+  """
+  k, shown, shown_end = 0, None, -math.inf
+  end = math.inf if end is None else end
+  for time, duration, frame in frames:
+    start = time if start is None else start
+    if time + SLACK >= end:
+      shown_end = end
+      break
+    # Times that the frame before covers. Nothing comes before the first one.
+    while shown is not None and start + k / frame_rate + SLACK < time:
+      yield shown
+      k += 1
+    shown, shown_end = frame, time + duration
+  while shown is not None and start + k / frame_rate + SLACK < min(
+    shown_end, end
+  ):
+    yield shown
+    k += 1
+
+
+def _read(
+  container: Any,
+  path: str,
+  start: float | None,
+  end: float | None,
+  encoding: Encoding,
+  seek: bool,
+) -> DecodedClip | None:
+  """Returns the clip, or None if seeking missed its beginning."""
+  stream = video_stream(container)
+  origin = (container.start_time or 0) / av.time_base
+  if seek:
+    offset = (start + origin) / float(stream.time_base or math.inf)
+    if abs(offset) > MAX_OFFSET:
+      return None  # the file's clock is broken: read from the beginning
+    container.seek(round(offset), backward=True, stream=stream)
+  timed = _TimedFrames(container, stream, origin)
+  encoder = FrameEncoder(stream, encoding)
+  jpegs: list[bytes] = []
+  cut = False
+  for frame in hold(
+    timed, start=start, end=end, frame_rate=encoding.frame_rate
+  ):
+    if seek and not timed.first_time <= start + SLACK:
+      return None
+    if len(jpegs) == encoding.max_frames:
+      cut = True
+      break
+    jpegs.append(encoder.encode(frame))
+  if seek and not jpegs:
+    return None
+  if timed.error is not None or timed.ended:
+    _check_end(path, stream, timed, start)
+  if not jpegs:
+    raise ClipError(
+      "outside the video",
+      f"the clip begins at {start or 0:g} s, the video shows "
+      f"{timed.first_time:.2f} to {timed.time + timed.duration:.2f} s",
+      "check start and end; they are seconds",
+    )
+  duration = len(jpegs) / encoding.frame_rate
+  return DecodedClip(jpegs, duration, *encoder.shown_size, cut)
+
+
+class _TimedFrames:
+  """Iterates over (time, duration, frame) of a stream, time increasing.
+
+  Broken time stamps (missing, not increasing, or a leap of more than MAX_GAP)
+  are replaced: the frame follows the one before by one frame period.
+
+  Attributes:
+    first_time: nan before the first frame and where it bears no time stamp.
+    time, duration: of the last frame, seconds.
+    count: frames so far.
+    ended: whether the stream came to its end.
+    error: that stopped decoding, or None.
+  """
+
+  def __init__(self, container: Any, stream: Any, origin: float):
+    self.first_time, self.time, self.duration = math.nan, math.nan, 0.0
+    self.count, self.ended, self.error = 0, False, None
+    self._container, self._stream, self._origin = container, stream, origin
+
+  def __iter__(self) -> Iterator[tuple[float, float, Any]]:
+    rate = self._stream.average_rate or self._stream.guessed_rate or 25
+    period = 1.0 / min(max(float(rate), 0.1), 1000.0)
+    shift = -self._origin
+    decoded = self._container.decode(self._stream)
+    while True:
+      try:
+        frame = next(decoded, None)
+      except (av.error.FFmpegError, MemoryError, IndexError) as error:
+        # IndexError: PyAV's own, where streams appear on the way.
+        self.error = error
+        return
+      if frame is None:
+        self.ended = True
+        return
+      scale = float(frame.time_base or self._stream.time_base or 0)
+      expected = self.time + period if self.count else 0.0
+      if frame.pts is None:
+        time = expected
+      else:
+        time = frame.pts * scale + shift
+        if self.count and not self.time < time <= self.time + MAX_GAP:
+          shift += expected - time
+          time = expected
+        if not self.count:
+          self.first_time = time
+      duration = (frame.duration or 0) * scale
+      self.duration = duration if 0 < duration <= MAX_GAP else period
+      self.time, self.count = time, self.count + 1
+      yield self.time, self.duration, frame
+
+
+def _check_end(
+  path: str, stream: Any, timed: _TimedFrames, start: float | None
+) -> None:
+  """Looks whether the stream ended because the video does."""
+  if timed.error is not None and lacks_memory(timed.error):
+    raise out_of_memory()
+  last = stream.index_entries[-1] if len(stream.index_entries) else None
+  missing = last.pos + last.size - os.path.getsize(path) if last else 0
+  if missing > 0:
+    raise ClipError(
+      "cut off",
+      f"the file ends {missing:,} bytes before its last frame"
+      + (f", at {timed.time:.2f} s" if timed.count else ""),
+      "download it again",
+    )
+  if timed.error is not None:
+    raise _explain_undecoded(timed)
+  if not timed.count:
+    raise ClipError(
+      "no frames",
+      "it has a video stream without a single frame (the first part of a "
+      "stream in pieces, or cut off while downloading)",
+      "join it with its other pieces, or download it again",
+    )
+  if timed.count == 1 and not start:
+    raise ClipError(
+      "a picture",
+      "it holds a single frame: a picture, not a video",
+      "remove the row",
+    )
+
+
+def _explain_undecoded(timed: _TimedFrames) -> ClipError:
+  why = message(timed.error)
+  if isinstance(timed.error, IndexError):
+    why = "its streams change on the way"
+  if not timed.count:
+    return ClipError(
+      "does not decode",
+      f"its first frame cannot be decoded ({why}): the file is encrypted or "
+      f"damaged, its frames have more than {MAX_PIXELS:,} pixels, or FFmpeg "
+      "cannot decode its codec",
+      "check that it plays; download or re-encode it",
+    )
+  return ClipError(
+    "damaged",
+    f"it stops decoding after {timed.count} frames, at {timed.time:.2f} s "
+    f"({why})",
+    "download it again, re-encode it, or end the clip before this time",
+  )

@@ -1,0 +1,51 @@
+"""The model of a training run, for evaluation and export."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from calince_jax import config as config_lib
+from calince_jax import config_checks
+from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.errors import check_choice
+from calince_jax.inference.model import TOKENIZER, VideoTextModel
+from calince_jax.losses import calibration
+from calince_jax.runtime import checkpoint, run_folder
+
+PARAMS = ("ema_params", "params")
+
+
+def open_run(
+  workdir: str, *, step: int | None = None, params: str = "ema_params"
+) -> tuple[VideoTextModel, int, dict[str, Any]]:
+  """The model of a run, the step it is of, and the run's configuration.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None for the latest.
+    params: `ema_params`, the moving average, or `params`.
+
+  Raises:
+    UserError: not the folder of a run, or no such checkpoint.
+  """
+  check_choice("params", params, PARAMS)
+  config = run_folder.read_config(workdir)
+  config_checks.check(config, f"{workdir}/config.json: config")
+  step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
+  tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
+  objective = config_lib.objective(config)
+  model = VideoTextModel(
+    config_lib.model_config(config, tokenizer.vocab_size),
+    jax.tree.map(jnp.asarray, saved[params]),
+    tokenizer,
+    {"trained": bool(objective.correspondence_weight)}
+    | calibration.freeze(
+      saved["calibration"],
+      score=objective.score,
+      noise_rate=objective.noise_rate,
+    ),
+    config_lib.sampling(config),
+  )
+  return model, step, config

@@ -1,0 +1,255 @@
+"""The training state and one step of it. No TensorFlow, no configuration."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from calince_jax.losses import calibration
+from calince_jax.losses.objective import Objective, co_training_loss
+from calince_jax.losses.predictive import summarise
+from calince_jax.models.cali_nce import CaliNCE
+from calince_jax.runtime import sharding
+from calince_jax.training.grad_cache import in_micro_batches
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run is: saved, restored and sharded as one tree."""
+
+  step: jax.Array  # int32 [], steps done; also the position in the data
+  params: Any
+  opt_state: Any
+  ema_params: Any  # exponential moving average of params
+  calibration: dict[str, Any]  # what is known of the scores of the pairs
+  random_key: jax.Array  # uint32 [2]; with the step, all randomness
+  bad_steps: jax.Array  # int32 [], non-finite steps in a row
+  skipped_steps: jax.Array  # int32 [], non-finite steps in all
+
+
+def init_state(
+  model: CaliNCE,
+  optimizer: optax.GradientTransformation,
+  num_pairs: int,
+  seed: jax.Array | int,
+) -> TrainState:
+  """A fresh state; run it under `jax.jit` to create it already sharded.
+
+  Args:
+    model: see models/cali_nce.py.
+    optimizer: from optimizer.py.
+    num_pairs: every `pair_index` is below it.
+    seed: of the parameters and of all randomness in training. An argument of
+      the compiled function, so that another seed is not another program.
+  """
+  params = init_params(model, seed)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    # A copy: donated buffers may not be shared.
+    ema_params=jax.tree.map(jnp.copy, params),
+    calibration=calibration.init_state(num_pairs),
+    random_key=jax.random.key_data(jax.random.key(seed)),
+    bad_steps=jnp.zeros((), jnp.int32),
+    skipped_steps=jnp.zeros((), jnp.int32),
+  )
+
+
+def init_params(model: CaliNCE, seed: jax.Array | int) -> Any:
+  """Fresh parameters, float32."""
+  key = jax.random.key(seed)
+  return model.init(
+    {"params": key, "negatives": key, "masking": key},
+    dummy_batch(model.config, batch_size=2),
+    num_negatives=1,
+  )["params"]
+
+
+def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
+  """A batch of the right shapes and dtypes, for shape evaluation."""
+  B, L = batch_size, config.text_length
+  T, S = config.num_frames, config.image_size
+  return {
+    "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
+    "text_ids": jnp.ones((B, L), jnp.int32),
+    "text_mask": jnp.ones((B, L), bool),
+    "pair_index": jnp.arange(B, dtype=jnp.int32),
+    "matched": jnp.ones((B,), jnp.int8),
+    "stop": jnp.zeros((B,), bool),
+  }
+
+
+def make_train_step(
+  model: CaliNCE,
+  optimizer: optax.GradientTransformation,
+  objective: Objective,
+  *,
+  ema_decay: float,
+  micro_batches: int = 1,
+  mesh: Mesh | None = None,
+) -> Callable:
+  """The function (state, batch) -> (state, metrics), to be jitted.
+
+  A step whose loss or gradient is not finite leaves everything as it was, but
+  for `step` and the counters of such steps, and says so in
+  `metrics["skipped"]`.
+
+  Args:
+    model: see models/cali_nce.py.
+    optimizer: from optimizer.py.
+    objective: the mix of losses.
+    ema_decay: in [0, 1); the average starts faster, as (1 + n) / (10 + n).
+    micro_batches: in how many parts the batch goes through the encoders, see
+      grad_cache.py; the losses are of the whole batch all the same.
+    mesh: over which the batch is spread; None: one device.
+
+  Returns:
+    The function. `metrics` holds scalars, a histogram, and `pairs`: for each
+    pair of the global batch [B] its `pair_index`, `matched`, `score`,
+    `confidence`, `weight` and whether all of it is `finite`, see
+    losses/objective.py.
+  """
+
+  def encode(params, ema_params, batch, key):
+    encoded = model.apply(
+      {"params": params},
+      batch,
+      with_prediction=bool(objective.predictive_weight),
+      deterministic=not model.config.dropout,
+      rngs={"dropout": key},
+      method="encode",
+    )
+    if objective.predictive_weight:
+      encoded["prediction"] = summarise(encoded["prediction"])
+    if objective.needs_momentum:
+      encoded |= momentum_embeddings(model, ema_params, batch)
+    return encoded
+
+  def loss_of(params, state, batch, keys):
+    if objective.predictive_weight:
+      masked = model.apply(
+        {"params": params},
+        batch,
+        rngs={"masking": keys["masking"]},
+        method="choose_masked",
+      )
+      batch = batch | {"masked": masked}
+    encoded = in_micro_batches(
+      functools.partial(encode, params, state.ema_params),
+      batch,
+      keys["dropout"],
+      parts=micro_batches,
+      mesh=mesh,
+    )
+    related = model.apply(
+      {"params": params},
+      encoded.pop("video"),
+      encoded.pop("text"),
+      batch["pair_index"],
+      num_negatives=objective.num_negatives,
+      with_correspondence=bool(objective.correspondence_weight),
+      rngs={"negatives": keys["negatives"]},
+      method="relate",
+    )
+    return co_training_loss(
+      objective, related | encoded, batch, state.calibration, state.step
+    )
+
+  def train_step(state: TrainState, batch: dict[str, jax.Array]):
+    key = jax.random.wrap_key_data(state.random_key)
+    key = jax.random.fold_in(key, state.step)
+    streams = ("negatives", "masking", "dropout")
+    keys = dict(zip(streams, jax.random.split(key, 3), strict=True))
+    (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(
+      state.params, state, batch, keys
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    n = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1 + n) / (10 + n))
+    params = optax.apply_updates(state.params, updates)
+    updated = {
+      "params": params,
+      "opt_state": opt_state,
+      "ema_params": optax.incremental_update(
+        params, state.ema_params, 1.0 - decay
+      ),
+      "calibration": aux["calibration"],
+    }
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    kept = {name: getattr(state, name) for name in updated}
+    updated = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), updated, kept
+    )
+    state = state.replace(
+      step=state.step + 1,
+      bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+      skipped_steps=state.skipped_steps + ~finite,
+      **updated,
+    )
+    metrics = aux["metrics"] | {
+      "grad_norm": grad_norm,
+      "duplicate_rate": duplicate_rate(batch["text_ids"]),
+      "skipped": ~finite,
+      "bad_steps": state.bad_steps,
+      "skipped_steps": state.skipped_steps,
+      "pairs": aux["pairs"],
+    }
+    return state, metrics
+
+  return train_step
+
+
+def momentum_embeddings(
+  model: CaliNCE, ema_params: Any, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """`momentum_video`, `momentum_text` [B, D] of the averaged parameters."""
+  variables = {"params": ema_params}
+  video = model.apply(variables, batch["video"], method="encode_video")
+  text = model.apply(
+    variables, batch["text_ids"], batch["text_mask"], method="encode_text"
+  )
+  return {
+    "momentum_video": video["embedding"],
+    "momentum_text": text["embedding"],
+  }
+
+
+def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
+  """`step` jitted over a mesh: the state laid out by `layout` and donated.
+
+  The batch has one more field, `stop` bool [B]: True in the rows of a process
+  that is asked to end. `metrics["stop"]`, bool [], then is True in all of them,
+  so that all end at the same step without another word.
+  """
+
+  def step_of_all(state, batch):
+    stop = batch["stop"].any()
+    rest = {name: value for name, value in batch.items() if name != "stop"}
+    state, metrics = step(state, rest)
+    return state, metrics | {"stop": stop}
+
+  return jax.jit(
+    step_of_all,
+    donate_argnums=0,
+    in_shardings=(layout, sharding.batch_sharding(mesh)),
+    out_shardings=(layout, sharding.replicated(mesh)),
+  )
+
+
+def duplicate_rate(text_ids: jax.Array) -> jax.Array:
+  """The share of texts that stand in the batch more than once, float32 [].
+
+  Two equal texts are false negatives of each other. [B, L] -> [].
+  """
+  # Lexicographic order brings equal rows together, in O(B log B).
+  rows = text_ids[jnp.lexsort(text_ids.T)]
+  same = (rows[1:] == rows[:-1]).all(axis=1)
+  repeated = jnp.pad(same, (1, 0)) | jnp.pad(same, (0, 1))
+  return repeated.mean()

@@ -1,0 +1,223 @@
+"""What is saved is what comes back, on any devices; what is wrong is said."""
+
+import json
+import shutil
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from jax.sharding import PartitionSpec as P
+
+from calince_jax import config as config_lib
+from calince_jax import config_checks
+from calince_jax.errors import UserError
+from calince_jax.runtime import checkpoint, run_folder, sharding
+from calince_jax.training import setup
+
+
+def state_on(mesh, spec, scale=1.0):
+  place = jax.sharding.NamedSharding(mesh, spec)
+  whole = sharding.replicated(mesh)
+  kernel = scale * jnp.arange(64, dtype=jnp.float32).reshape(16, 4) / 7
+  return {
+    "params": {"kernel": jax.device_put(kernel, place)},
+    "step": jax.device_put(jnp.int32(5), whole),
+  }
+
+
+def shapes_of(state):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )
+
+
+CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Steps 1, 2 and 3 saved from 8 devices, of which the last 2 are kept."""
+  with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
+    for step in (1, 2, 3):
+      state = state_on(sharding.make_mesh(), P("data"), scale=step)
+      checkpoint.save(manager, step, state, CONFIG)
+    # A step that is there already is not saved again.
+    other = state_on(sharding.make_mesh(), P(), scale=9)
+    checkpoint.save(manager, 3, other, CONFIG)
+  return tmp_path
+
+
+@pytest.mark.parametrize("spec", [P(), P("data"), P("model", "data")])
+def test_any_mesh_restores_what_eight_devices_saved(saved, spec):
+  wanted = state_on(sharding.make_mesh(2), spec, scale=3)
+  with checkpoint.open_checkpoints(str(saved)) as manager:
+    assert manager.latest_step() == 3
+    restored = checkpoint.restore(manager, 3, shapes_of(wanted))
+  jax.tree.map(np.testing.assert_array_equal, restored, wanted)
+  assert restored["params"]["kernel"].sharding.spec == spec
+
+
+def test_the_configuration_lies_in_each_checkpoint(saved):
+  for step in (2, 3):
+    file = saved / "checkpoints" / str(step) / "config" / "metadata"
+    assert json.loads(file.read_text()) == {
+      "format_version": run_folder.FORMAT_VERSION,
+      "config": json.loads(json.dumps(CONFIG)),
+    }
+
+
+def test_parts_come_back_as_host_arrays(saved):
+  step, parts = checkpoint.restore_parts(str(saved), None, ["params"])
+  assert step == 3 and parts.keys() == {"params"}
+  assert isinstance(parts["params"]["kernel"], np.ndarray)
+  step, older = checkpoint.restore_parts(str(saved), 2, ["params", "step"])
+  assert step == 2 and older["step"] == 5
+  np.testing.assert_allclose(
+    3 * older["params"]["kernel"], 2 * parts["params"]["kernel"], rtol=1e-6
+  )
+
+
+def test_only_the_latest_are_kept(saved):
+  with pytest.raises(UserError, match=r"\[2, 3\], not 1"):
+    checkpoint.restore_parts(str(saved), 1, ["params"])
+
+
+def test_a_half_written_checkpoint_does_not_count(saved):
+  folder = saved / "checkpoints"
+  shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 3
+  with checkpoint.open_checkpoints(str(saved)) as manager:
+    assert manager.latest_step() == 3
+
+
+def test_another_model_is_refused(saved):
+  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  wanted["params"]["bias"] = wanted["params"].pop("kernel")
+  with checkpoint.open_checkpoints(str(saved)) as manager:  # noqa: SIM117
+    with pytest.raises(UserError, match=r"(?s)checkpoint 3 .*bias"):
+      checkpoint.restore(manager, 3, wanted)
+
+
+def test_another_shape_is_refused(saved):
+  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  wanted["params"]["kernel"] = jax.ShapeDtypeStruct(
+    (16, 5), np.float32, sharding=wanted["params"]["kernel"].sharding
+  )
+  with checkpoint.open_checkpoints(str(saved)) as manager:  # noqa: SIM117
+    with pytest.raises(UserError, match=r"(?s)checkpoint 3 .*5"):
+      checkpoint.restore(manager, 3, wanted)
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+  with pytest.raises(UserError, match="has the run been trained"):
+    checkpoint.restore_parts(str(tmp_path), None, ["params"])
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(UserError, match="no finished checkpoint"):
+    checkpoint.restore_parts(str(tmp_path), None, ["params"])
+
+
+def test_a_bucket_stays_a_bucket(tmp_path, monkeypatch):
+  folder = checkpoint.checkpoints_folder
+  assert str(folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+  monkeypatch.chdir(tmp_path)
+  assert str(folder("run")) == str(tmp_path / "run" / "checkpoints")
+
+
+# ------------------------------------------------------- what may go wrong
+
+
+def test_the_visits_come_back(tmp_path, rng):
+  visits = {"score": rng.random(7), "matched": np.ones(7, np.int8)}
+  state = state_on(sharding.make_mesh(), P())
+  with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
+    checkpoint.save(manager, 1, state, CONFIG, visits)
+    checkpoint.save(manager, 2, state, CONFIG)
+    checkpoint.wait(manager)
+    found = checkpoint.restore_visits(manager, 1)
+    assert checkpoint.restore_visits(manager, 2) == {}
+  assert found.keys() == visits.keys()
+  for name, value in visits.items():
+    np.testing.assert_array_equal(found[name], value)
+    assert found[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("file", ["config/metadata", "state/_METADATA"])
+def test_a_damaged_checkpoint_is_said_and_the_earlier_named(saved, file):
+  damaged = saved / "checkpoints" / "3" / file
+  damaged.write_bytes(damaged.read_bytes()[:20])
+  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  with checkpoint.open_checkpoints(str(saved)) as manager:
+    with pytest.raises(UserError, match=r"checkpoint 3 .*there: 2, 3.*move 3"):
+      checkpoint.restore(manager, 3, wanted)
+    checkpoint.restore(manager, 2, wanted)
+
+
+def test_half_written_ones_are_listed_and_left_alone(saved):
+  folder = saved / "checkpoints"
+  assert checkpoint.half_written(str(saved)) == []
+  name = "5.orbax-checkpoint-tmp"
+  shutil.copytree(folder / "3", folder / name)
+  assert checkpoint.half_written(str(saved)) == [name]
+  state = state_on(sharding.make_mesh(), P("data"))
+  with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
+    checkpoint.save(manager, 4, state, CONFIG)
+  assert checkpoint.half_written(str(saved)) == [name]
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 4
+  # Saved again, the same step takes its place.
+  with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
+    checkpoint.save(manager, 5, state, CONFIG)
+  assert checkpoint.half_written(str(saved)) == []
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 5
+
+
+# ------------------------------------------------------- older formats
+
+GOLDENS = ROOT / "tests" / "goldens"
+
+
+def golden_run(version, folder):
+  """The folder of a run as that format wrote it."""
+  with tarfile.open(GOLDENS / f"checkpoint_v{version}.tar.xz") as archive:
+    archive.extractall(folder, filter="data")
+  return folder
+
+
+def test_there_is_a_golden_checkpoint_of_every_format():
+  names = {p.name for p in GOLDENS.glob("checkpoint_v*")}
+  versions = range(1, run_folder.FORMAT_VERSION + 1)
+  assert names == {f"checkpoint_v{v}.tar.xz" for v in versions}
+
+
+@pytest.mark.parametrize("ways", [(1, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_checkpoints_can_be_read(version, ways, tmp_path):
+  run = golden_run(version, tmp_path)
+  config = run_folder.read_config(str(run))
+  config_checks.check(config)
+  assert config["micro_batches"] == 1 and "similarities" in config
+  mesh = jax.make_mesh(
+    ways,
+    ("data", "model"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: ways[0] * ways[1]],
+  )
+  config["sharding"]["rules"] = [(".*", "model" if ways[1] > 1 else "fsdp")]
+  training = config_lib.training(config, mesh, vocab_size=80, num_pairs=104)
+  with checkpoint.open_checkpoints(str(run)) as manager:
+    state, step, visits = setup.start_or_resume(manager, training, seed=0)
+  assert step == 3 and visits == {}
+  assert state.step == 3 and state.skipped_steps == 0
+  spread = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    spread += not leaf.sharding.is_fully_replicated
+    assert leaf.sharding.mesh == mesh
+    if sharding.path_name(path) not in ("step", "skipped_steps"):
+      pattern = (np.arange(leaf.size) % 7).reshape(leaf.shape)
+      np.testing.assert_array_equal(leaf, pattern.astype(leaf.dtype))
+  assert bool(spread) == (mesh.size > 1)
+  step, parts = checkpoint.restore_parts(str(run), None, ["ema_params"])
+  assert step == 3 and jax.tree.leaves(parts)

@@ -1,0 +1,52 @@
+"""The first SIGTERM is a request, the second an order."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from calince_jax.runtime.preemption import StopSignal
+
+
+def test_the_first_is_a_request_and_the_old_handler_comes_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with StopSignal().listening() as stop:
+    assert not stop.requested
+    os.kill(os.getpid(), signal.SIGTERM)
+    end = time.monotonic() + 10
+    while not stop.requested and time.monotonic() < end:
+      time.sleep(0.01)
+    assert stop.requested
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+STUCK = """
+import ctypes, os, signal, time
+from calince_jax.stop_signal import StopSignal
+with StopSignal().listening() as stop:
+  os.kill(os.getpid(), signal.SIGTERM)
+  while not stop.requested:
+    time.sleep(0.01)
+  print("stuck", flush=True)
+  # In C, which no Python handler interrupts.
+  for _ in range(60):
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_the_second_ends_even_what_is_stuck():
+  process = subprocess.Popen(
+    [sys.executable, "-c", STUCK],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+  finally:
+    process.kill()
+  assert process.returncode == 128 + signal.SIGTERM
+  assert "saving at the end of this step" in err and "again" in err
