@@ -1,60 +1,117 @@
-"""Text files that a killed run leaves whole, on a disk or in a bucket."""
+"""Every output file is written here: whole, or not at all.
 
+A command may be killed at any moment. What it leaves under a name of its own is
+then either what was there before or the new content, never a part of it. Paths
+are local, or Google Cloud Storage (gs://) where a function says so.
+"""
+
+import contextlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from etils import epath
 
+PARTIAL = ".partial"  # the suffix of what is being written
+
+
+def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
+  """Writes a small file; text is UTF-8 with line ends as they are.
+
+  Args:
+    path: local or gs://; its folder exists.
+    content: of the whole file.
+  """
+  data = content.encode("utf-8") if isinstance(content, str) else content
+  path = epath.Path(path)
+  if in_bucket(path):  # a bucket replaces objects atomically
+    path.write_bytes(data)
+    return
+  with atomic_file(path) as partial:
+    partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+  """Gives a path to write to; at the end of the block it becomes `path`.
+
+  The content is on the disk (fsync) before it gets its name. If the block
+  raises, what was written is deleted and `path` is left as it was.
+
+  Args:
+    path: local.
+  """
+  path = Path(path)
+  partial = path.with_name(path.name + PARTIAL)
+  try:
+    yield partial
+    with partial.open("rb") as file:
+      os.fsync(file.fileno())
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+  os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+  """Gives an empty folder to fill; at the end of the block it becomes `path`.
+
+  If the block raises, the folder is deleted.
+
+  Args:
+    path: local; there is nothing of this name.
+  """
+  path = Path(path)
+  partial = path.with_name(path.name + PARTIAL)
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  partial.rename(path)
+
 
 class LineFile:
-  """A file of lines, each appended whole or not at all."""
+  """A text file to which whole lines are appended, local or gs://."""
 
   def __init__(self, path: epath.Path, keep: Callable[[str], bool] = bool):
-    """Opens or makes it, and drops what `keep` does not want.
+    """Opens the file, or makes it, and drops the lines that `keep` rejects.
 
-    A last line without its end was being written when a run was killed; it is
-    dropped.
+    A last line without its end was being written when the process was killed;
+    it is dropped.
 
     Args:
-      path: of the file; its folder is made if it is not there.
-      keep: of a line without its end; default: those that are not empty.
+      path: of the file; its folder is made if it does not exist.
+      keep: of a line without its end; default: the lines that are not empty.
     """
     self._path = path
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(line + "\n" for line in read_lines(path) if keep(line))
-    write_whole(path, text)
-    # A bucket's files cannot be appended to.
-    self._whole = text if _in_bucket(path) else None
+    write_atomic(path, text)
+    # Objects in a bucket cannot be appended to.
+    self._content = text if in_bucket(path) else None
 
   def append(self, line: str) -> None:
     """Writes one line."""
-    if self._whole is None:
+    if self._content is None:
       with self._path.open("a") as file:
         file.write(line + "\n")
     else:
-      self._whole += line + "\n"
-      self._path.write_text(self._whole)
+      self._content += line + "\n"
+      self._path.write_text(self._content)
 
 
 def read_lines(path: epath.Path) -> list[str]:
-  """The whole lines of a file, none where there is no file."""
+  """The whole lines of a file; an empty list where there is no file."""
   if not path.exists():
     return []
   return path.read_text().split("\n")[:-1]
 
 
-def write_whole(path: epath.Path, content: str | bytes) -> None:
-  """Writes a small file so that at any moment it is the old or the new one."""
-  data = content.encode() if isinstance(content, str) else content
-  if _in_bucket(path):  # which does so by itself
-    path.write_bytes(data)
-    return
-  partial = path.parent / f"{path.name}.partial"
-  partial.write_bytes(data)
-  with partial.open("rb") as file:
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-
-
-def _in_bucket(path):
+def in_bucket(path: str | os.PathLike) -> bool:
+  """Whether the path is an object store's (gs://)."""
   return "://" in str(path)

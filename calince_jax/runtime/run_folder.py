@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from calince_jax.errors import UserError
-from calince_jax.files import write_whole
+from calince_jax.files import write_atomic
 
 FORMAT_VERSION = 2  # of checkpoints and config.json
 # What a configuration of an older format lacks, as it was then.
@@ -59,7 +59,7 @@ def begin(
   }
   epath.Path(workdir).mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
-    write_whole(epath.Path(workdir) / name, content)
+    write_atomic(epath.Path(workdir) / name, content)
 
 
 def config_of(workdir: str, config: dict[str, Any]) -> str:

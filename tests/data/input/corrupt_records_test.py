@@ -88,7 +88,7 @@ def test_processes_have_ledgers_of_their_own(tmp_path):
     assert row[0] == f"some/set/train/record {process}"
 
 
-def test_threads_write_whole_lines(tmp_path, capsys):
+def test_threads_write_atomic_lines(tmp_path, capsys):
   log = open_log(tmp_path)
   order = np.random.default_rng(0).integers(0, 60, 2000).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
