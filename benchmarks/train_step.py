@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from calince_jax import cli
-from calince_jax import config as config_lib
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.runtime import sharding
+from calince_jax.training import setup
 from calince_jax.training import step as train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
@@ -28,8 +29,11 @@ def main() -> None:
   """Compiles, runs, prints."""
   config = CONFIG.value.to_dict()
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
-  training = config_lib.training(
-    config, mesh, vocab_size=VOCABULARY.value, num_pairs=config["batch_size"]
+  training = setup.compile_training(
+    config,
+    mesh,
+    vocabulary=Vocabulary(VOCABULARY.value),
+    num_pairs=config["batch_size"],
   )
   state = training.start(config["seed"])
   batch = jax.device_put(

@@ -1,57 +1,241 @@
-"""From a configuration to plain arguments; only entry points import this."""
+"""The sections of a configuration: their checks and what is built from them.
+
+configs/base.py has every key with its default and why. What a key may hold is
+declared here, or, for the keys of a part that is used without a configuration,
+on that part's own dataclass: ModelConfig, Objective, Sampling. `check` is one
+loop over those fields; the functions below it hand plain arguments on.
+"""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import jax
-import optax
 from jax.sharding import Mesh
 
-from calince_jax import config_checks
+from calince_jax import fields, old_formats
 from calince_jax.data.input.sampling import Mix, Sampling
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
-from calince_jax.losses import contrastive, nce_kernel
+from calince_jax.fields import MAY_CHANGE, Check, OneOf, Range
+from calince_jax.losses import contrastive, nce_kernel, tiled_nce
 from calince_jax.losses.objective import Objective
 from calince_jax.losses.tiled_nce import Tiling
-from calince_jax.models.cali_nce import CaliNCE, ModelConfig
-from calince_jax.runtime import sharding
-from calince_jax.training import optimizer as optimizer_lib
-from calince_jax.training import step as train_step
+from calince_jax.models.cali_nce import ModelConfig
+from calince_jax.runtime import run_folder
+
+KERNELS = {"xla": None, "pallas": nce_kernel}
+LARGEST_DENSE = 2**26  # bytes of the similarities on each device, for `auto`
 
 
-def model_config(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+def _are_rules(value):
+  return (
+    fields.is_list(value)
+    and len(value) > 0
+    and all(
+      fields.is_list(rule)
+      and len(rule) == 2
+      and all(isinstance(part, str) for part in rule)
+      and _is_pattern(rule[0])
+      for rule in value
+    )
+  )
+
+
+def _is_pattern(text):
+  try:
+    re.compile(text)
+  except (re.error, OverflowError, RecursionError):
+    return False
+  return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alarms:
+  """`config.alarms`: when training warns; 0 turns a warning off."""
+
+  loss_spike: Annotated[float, Range("[0, 1e9]")]
+  effective_sample_share: Annotated[float, Range("[0, 1]")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Sampling):
+  """`config.data`: which data sets, and how they are sampled."""
+
+  datasets: Annotated[str, MAY_CHANGE]
+  weights: str
+  split: str
+  text_length: Annotated[int, Range("[3, 65536]")]  # begin, a word, end
+  cache: Annotated[bool, MAY_CHANGE]
+  max_bad_fraction: Annotated[float, Range("[0, 1]"), MAY_CHANGE]
+  mismatch: Annotated[float, Range("[0, 1)")]
+  mismatch_seed: Annotated[int, Range("[0, 2147483647]")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Similarities:
+  """`config.similarities`: how the loss walks the N x N similarities."""
+
+  form: Annotated[str, OneOf(("auto", "dense", "tiled")), MAY_CHANGE]
+  tile: Annotated[int, Range("[1, 1e6]"), MAY_CHANGE]
+  matmul_dtype: Annotated[str, OneOf(tiled_nce.PRODUCTS)]
+  max_saved_bytes: Annotated[int, Range("[0, 1e15]"), MAY_CHANGE]
+  kernel: Annotated[str, OneOf(tuple(KERNELS)), MAY_CHANGE]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """`config.optimizer`: AdamW, its learning rate, and the moving average."""
+
+  learning_rate: Annotated[float, Range("(0, 100]")]
+  warmup_share: Annotated[float, Range("[0, 1)")]
+  weight_decay: Annotated[float, Range("[0, 100]")]
+  max_grad_norm: Annotated[float, Range("(0, 1e9]")]
+  b1: Annotated[float, Range("[0, 1)")]
+  b2: Annotated[float, Range("[0, 1)")]
+  ema_decay: Annotated[float, Range("[0, 1)")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharding:
+  """`config.sharding`: how parameters are laid out over the devices."""
+
+  model_parallel: Annotated[int, Range("[1, 1e6]")]
+  rules: Annotated[
+    tuple,
+    Check(_are_rules, "pairs of a regular expression and a rule"),
+  ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A whole configuration."""
+
+  seed: Annotated[int, Range("[0, 2147483647]")]
+  batch_size: Annotated[int, Range("[1, 1e9]")]
+  grad_cache_chunks: Annotated[int, Range("[1, 1e6]"), MAY_CHANGE]
+  total_steps: Annotated[int, Range("[1, 1e9]")]
+  log_every: Annotated[int, Range("[1, 1e9]"), MAY_CHANGE]
+  checkpoint_every: Annotated[int, Range("[1, 1e9]"), MAY_CHANGE]
+  keep_checkpoints: Annotated[int, Range("[1, 1e6]"), MAY_CHANGE]
+  max_bad_steps: Annotated[int, Range("[1, 1e9]")]
+  stall_seconds: Annotated[float, Range("[0, 1e9]"), MAY_CHANGE]
+  alarms: Annotated[Alarms, MAY_CHANGE]
+  evaluate_every: Annotated[int, Range("[0, 1e9]"), MAY_CHANGE]
+  evaluate_splits: Annotated[str, MAY_CHANGE]
+  data: Data
+  model: ModelConfig
+  objective: Objective
+  similarities: Similarities
+  optimizer: Optimizer
+  sharding: Annotated[Sharding, MAY_CHANGE]
+
+
+def check(config: Any, where: str = "config") -> None:
+  """Checks every key of a configuration, before anything is made of it.
+
+  Args:
+    config: nested dicts, of a config file or of a run's config.json.
+    where: stands before the key in a message.
+
+  Raises:
+    UserError: a key is missing or unknown, or a value is of another type or
+      out of its range.
+  """
+  fields.check(Config, config, where)
+
+
+def read_run(workdir: str) -> dict[str, Any]:
+  """The configuration of a run of this format or an older one, checked.
+
+  Raises:
+    UserError: there is no run, or its config.json is damaged, of a newer
+      format, or says what no configuration can.
+  """
+  config = old_formats.upgrade_config(*run_folder.read_document(workdir))
+  check(config, f"{workdir}/config.json: config")
+  return config
+
+
+def keys_that_may_change() -> list[str]:
+  """Keys and sections that may differ between the parts of one run."""
+
+  def walk(kind, prefix):
+    for name, annotation in fields.annotations(kind).items():
+      if MAY_CHANGE in fields.marks(annotation):
+        yield prefix + name
+      elif dataclasses.is_dataclass(fields.section(annotation)):
+        yield from walk(fields.section(annotation), f"{prefix}{name}.")
+
+  return list(walk(Config, ""))
+
+
+# ---------------------------------------------------------------- builders
+
+
+def model_config(
+  config: Mapping[str, Any], vocabulary: Vocabulary
+) -> ModelConfig:
   """The shape of the model, from `config.model` and `config.data`."""
   data = config["data"]
-  model = {**config["model"], "tubelet": tuple(config["model"]["tubelet"])}
+  values = config["model"] | {
+    name: data[name] for name in ("num_frames", "image_size", "text_length")
+  }
+  values |= {
+    "vocab_size": vocabulary.size,
+    "mask_id": vocabulary.mask_id,
+    "control_ids": vocabulary.control_ids,
+  }
+  return _model("config.model", values)
+
+
+def model_from_dict(values: Mapping[str, Any], where: str) -> ModelConfig:
+  """The model that an export's config.json describes.
+
+  Args:
+    values: `dataclasses.asdict` of a ModelConfig, read from JSON.
+    where: names the file, for messages.
+
+  Raises:
+    UserError: a field is missing or unknown, or a value does not fit.
+  """
+  fields.check(ModelConfig, values, where, derived=True)
+  sections = fields.annotations(Data)
+  for name in ("num_frames", "image_size", "text_length"):
+    fields.check_value(sections[name], values[name], f"{where}.{name}")
+  return _model(where, values)
+
+
+def _model(where, values):
+  def section(name):
+    kind = fields.section(fields.annotations(ModelConfig)[name])
+    given = {
+      key: tuple(value) if fields.is_list(value) else value
+      for key, value in values[name].items()
+    }
+    return kind.choose(given, f"{where}.{name}")(**given)
+
   return _checked(
-    "config.model",
-    lambda: _validated(
-      ModelConfig(
-        num_frames=data["num_frames"],
-        image_size=data["image_size"],
-        text_length=data["text_length"],
-        vocab_size=vocab_size,
-        **model,
-      )
+    where,
+    lambda: ModelConfig(
+      **values
+      | {name: section(name) for name in ("video", "text")}
+      | {"control_ids": tuple(values["control_ids"])}
     ),
   )
 
 
-def objective(config: Mapping[str, Any]) -> Objective:
-  """The mix of losses, from `config.objective`; shares become steps."""
-  fields = dict(config["objective"])
-  for name in ("warmup", "ramp"):
-    share = fields.pop(f"{name}_share")
-    fields[f"{name}_steps"] = round(share * config["total_steps"])
-  return _checked("config.objective", lambda: Objective(**fields))
-
-
-SIMILARITIES = ("auto", "dense", "tiled")
-KERNELS = {"xla": None, "pallas": nce_kernel}
-LARGEST_DENSE = 2**26  # bytes of the similarities on each device, for `auto`
+def objective(
+  config: Mapping[str, Any], tiling: Tiling | None = None
+) -> Objective:
+  """The mix of losses, from `config.objective`."""
+  return _checked(
+    "config.objective",
+    lambda: Objective(
+      total_steps=config["total_steps"], tiling=tiling, **config["objective"]
+    ),
+  )
 
 
 def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
@@ -63,14 +247,8 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
   Raises:
     UserError: a value that does not fit.
   """
-  choices, N = config["similarities"], config["batch_size"]
-  for name, known in (("form", SIMILARITIES), ("kernel", list(KERNELS))):
-    if choices[name] not in known:
-      raise UserError(
-        f"config.similarities.{name}={choices[name]!r} is unknown; choose one"
-        f" of {list(known)}"
-      )
-  form = choices["form"]
+  settings = Similarities(**config["similarities"])
+  N, form = config["batch_size"], settings.form
   if form == "auto":
     small = 4 * N * N // mesh.size <= LARGEST_DENSE
     tileable = config["objective"]["contrastive"] in contrastive.OF_SUMS
@@ -83,10 +261,10 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
       mesh=mesh,
       # All devices work on it, those of one model too, where they can.
       axis="data" if N % mesh.size else mesh.axis_names,
-      tile=choices["tile"],
-      products=choices["products"],
-      keep=choices["keep"],
-      kernel=KERNELS[choices["kernel"]],
+      tile=settings.tile,
+      products=settings.matmul_dtype,
+      keep=settings.max_saved_bytes,
+      kernel=KERNELS[settings.kernel],
     )
     each = N // tiling.ways
     side = min(tiling.tile, each)
@@ -99,101 +277,26 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
   return _checked("config.similarities", make)
 
 
-def micro_batches(config: Mapping[str, Any], mesh: Mesh) -> int:
-  """In how many parts a batch is encoded; UserError where it does not fit."""
-  parts, pairs = config["micro_batches"], config["batch_size"]
+def grad_cache_chunks(config: Mapping[str, Any], mesh: Mesh) -> int:
+  """In how many chunks a batch is encoded; UserError where it does not fit."""
+  chunks, pairs = config["grad_cache_chunks"], config["batch_size"]
   each = pairs // mesh.shape["data"]
-  if parts < 1 or each % parts:
+  if each % chunks:
     raise UserError(
-      f"config.micro_batches={parts} must divide the {each} pairs that each"
-      f" device has of config.batch_size={pairs}"
+      f"config.grad_cache_chunks={chunks} must divide the {each} pairs that"
+      f" each device has of config.batch_size={pairs}"
     )
-  return parts
+  return chunks
 
 
 def sampling(config: Mapping[str, Any]) -> Sampling:
   """How clips become arrays, from `config.data`."""
-  names = [field.name for field in dataclasses.fields(Sampling)]
-  fields = {name: config["data"][name] for name in names}
-  return _checked("config.data", lambda: Sampling(**fields))
-
-
-def optimizer(
-  config: Mapping[str, Any],
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """The optimizer and its learning rate, from `config.optimizer`."""
-  fields = dict(config["optimizer"])
-  del fields["ema_decay"]  # the training step's
-  schedule = _checked(
-    "config.optimizer",
-    lambda: optimizer_lib.learning_rate_schedule(
-      fields.pop("learning_rate"),
-      config["total_steps"],
-      round(fields.pop("warmup_share") * config["total_steps"]),
+  return _checked(
+    "config.data",
+    lambda: Sampling(
+      **{name: config["data"][name] for name in fields.annotations(Sampling)}
     ),
   )
-  return optimizer_lib.make_optimizer(schedule, **fields), schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-  """What a run is made of; arrays come from `start` and `step`."""
-
-  model: CaliNCE
-  objective: Objective
-  schedule: optax.Schedule  # the learning rate
-  abstract: Any  # the shapes of the state
-  layout: Any  # the shardings of the state
-  start: Callable  # seed -> state
-  step: Callable  # (state, batch) -> (state, metrics)
-
-
-def training(
-  config: Mapping[str, Any], mesh: Mesh, *, vocab_size: int, num_pairs: int
-) -> Training:
-  """The model and its compiled step on a mesh; nothing is computed yet.
-
-  Args:
-    config: of the run.
-    mesh: see runtime/sharding.py.
-    vocab_size: of the tokenizer.
-    num_pairs: every `pair_index` is below it.
-
-  Raises:
-    UserError: a value that does not fit.
-  """
-  sharding.check_batch_size(config["batch_size"], mesh)
-  model = model_config(config, vocab_size).build()
-  tx, schedule = optimizer(config)
-  init = functools.partial(train_step.init_state, model, tx, num_pairs)
-  abstract = jax.eval_shape(init, config["seed"])
-  layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
-  mix = _checked(
-    "config.similarities",
-    lambda: dataclasses.replace(objective(config), tiling=tiling(config, mesh)),
-  )
-  step = train_step.make_train_step(
-    model,
-    tx,
-    mix,
-    ema_decay=config["optimizer"]["ema_decay"],
-    micro_batches=micro_batches(config, mesh),
-    mesh=mesh,
-  )
-  return Training(
-    model=model,
-    objective=mix,
-    schedule=schedule,
-    abstract=abstract,
-    layout=layout,
-    start=jax.jit(init, out_shardings=layout),
-    step=train_step.shard_train_step(step, layout, mesh),
-  )
-
-
-def check_numbers(config: Mapping[str, Any]) -> None:
-  """UserError where a value does not fit its key, see config_checks.py."""
-  config_checks.check(config)
 
 
 def data_mix(config: Mapping[str, Any]) -> tuple[list[str], list[float]]:
@@ -232,46 +335,9 @@ def common_tokenizer(folders: Sequence[str]) -> Path:
   return paths[0]
 
 
-def _validated(model: ModelConfig) -> ModelConfig:
-  model.build()
-  t, p = model.tubelet
-  if model.num_frames % t or model.image_size % p:
-    raise ValueError(
-      f"num_frames={model.num_frames} and image_size={model.image_size} cannot"
-      f" be cut into tubelets of {t} frames of {p} x {p} pixels"
-    )
-  return model
-
-
 def _checked(where, make):
-  """`make()`; what is wrong with a value is said with its place."""
+  """`make()`; an error names the section that a wrong value stands in."""
   try:
     return make()
   except (ValueError, TypeError) as error:
     raise UserError(f"{where}: {error}") from error
-
-
-def as_dict(model: ModelConfig) -> dict[str, Any]:
-  """For a JSON file; `model_from_dict` is the way back."""
-  return dataclasses.asdict(model)
-
-
-def model_from_dict(fields: Mapping[str, Any]) -> ModelConfig:
-  """Strict: unknown and missing fields are a UserError."""
-  known = {field.name for field in dataclasses.fields(ModelConfig)}
-  if set(fields) != known:
-    wrong = sorted(set(fields) ^ known)
-    raise UserError(f"config.json: unknown or missing model fields {wrong}")
-  for name, value in fields.items():
-    where = f"config.json: {name}"
-    if name == "vocab_size":
-      config_checks.check_number(int, "[5, 1e9]", value, where)
-    else:
-      section = "data" if f"data.{name}" in config_checks.KEYS else "model"
-      config_checks.check_value(f"{section}.{name}", value, where)
-  return _checked(
-    "config.json",
-    lambda: _validated(
-      ModelConfig(**{**fields, "tubelet": tuple(fields["tubelet"])})
-    ),
-  )

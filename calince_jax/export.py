@@ -89,7 +89,7 @@ def write_model(
     checkpointer.save(folder / "params", model.params)
   document = {
     "format_version": inference.FORMAT_VERSION,
-    "model": config_lib.as_dict(model.config),
+    "model": dataclasses.asdict(model.config),
     "preprocessing": dataclasses.asdict(config_lib.sampling(config)),
     "calibration": model.calibration,
   }
@@ -136,8 +136,9 @@ def model_card(
     "A video-text model trained with calince_jax: two encoders into one space,"
     " and a score that tells whether a text belongs to a clip.",
     "",
-    f"* {parameters / 1e6:.2f} M parameters: video {c.video_size}, text"
-    f" {c.text_size}, embedding {c.embedding_dim}",
+    f"* {parameters / 1e6:.2f} M parameters: video"
+    f" {c.video.name}-{c.video.size}, text {c.text.name}-{c.text.size},"
+    f" embedding {c.embedding_dim}",
     f"* input: {c.num_frames} frames of {c.image_size} x {c.image_size}, uint8"
     f" RGB; texts of up to {c.text_length} tokens",
     f"* trained for {step} of {config['total_steps']} steps of"

@@ -23,7 +23,6 @@ from calince_jax.runtime import (
   checkpoint,
   compile_cache,
   distributed,
-  run_folder,
   sharding,
 )
 from calince_jax.runtime.preemption import StopSignal
@@ -77,7 +76,7 @@ def define_flags() -> None:
 def train(options: Options) -> None:
   """Joins the other processes of the run, and trains with them."""
   config = options.config.to_dict()
-  config_lib.check_numbers(config)
+  config_lib.check(config)
   compile_cache.enable()
   with (
     distributed.joined(
@@ -110,15 +109,16 @@ def train_together(
   """Mesh, data, model, state, loop."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   data = setup.open_data(config)
-  training = config_lib.training(
-    config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
+  training = setup.compile_training(
+    config,
+    mesh,
+    vocabulary=data["tokenizer"].vocabulary,
+    num_pairs=data["num_pairs"],
   )
   damage = setup.open_damage_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
-    run_folder.begin(
-      workdir, config, data["tokenizer"], data["folders"], data["infos"]
-    )
+    setup.open_run_folder(config, workdir, data)
   with checkpoint.open_checkpoints(
     workdir, keep=config["keep_checkpoints"]
   ) as manager:
@@ -178,7 +178,7 @@ def say_what_runs(
   workdir: str,
   data: dict[str, Any],
   mesh: Any,
-  training: config_lib.Training,
+  training: setup.Training,
   state: Any,
 ) -> None:
   """A few lines on what is about to be trained."""
@@ -204,11 +204,9 @@ def say_what_runs(
     )
 
 
-def how_a_step_goes(
-  config: dict[str, Any], training: config_lib.Training
-) -> str:
+def how_a_step_goes(config: dict[str, Any], training: setup.Training) -> str:
   """In which form the similarities are, and the batch is encoded."""
-  B, parts = config["batch_size"], config["micro_batches"]
+  B, parts = config["batch_size"], config["grad_cache_chunks"]
   tiling = training.objective.tiling
   form = "dense"
   if tiling is not None:

@@ -17,10 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the parameters, the order of the data, dropout, masks
   config.batch_size = 256  # global: the negatives of a pair are batch_size - 1
-  # Encode the batch in so many parts, one after the other, and keep their
-  # embeddings alone: less memory, one more pass through the encoders, and the
-  # negatives stay those of the whole batch.
-  config.micro_batches = 1
+  # Grad cache: encode the batch in this many chunks, one after the other, and
+  # keep only their embeddings. Less memory, one more pass through the encoders;
+  # the negatives are still those of the whole batch.
+  config.grad_cache_chunks = 1
   config.total_steps = 100_000
   config.log_every = 50  # steps
   config.checkpoint_every = 1_000  # steps
@@ -61,11 +61,19 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.mismatch_seed = 0
 
   config.model = ml_collections.ConfigDict()
-  config.model.video_size = "S"  # mu, nano, Ti, S, B, L
-  config.model.text_size = "S"
-  config.model.temporal_depth = 4  # blocks along time, after the spatial ones
-  config.model.tubelet = (2, 16)  # frames and pixels of a token
-  config.model.pooling = "map"  # map: attention with a learned query; or mean
+  # The video tower, chosen by name, with that tower's settings. vit: a
+  # factorised space-time transformer.
+  config.model.video = ml_collections.ConfigDict()
+  config.model.video.name = "vit"
+  config.model.video.size = "S"  # mu, nano, Ti, S, B, L
+  config.model.video.temporal_depth = 4  # blocks along time, after space
+  config.model.video.tubelet = (2, 16)  # frames and pixels of a token
+  config.model.video.pooling = "map"  # attention with a learned query; or mean
+  # The text tower, likewise. transformer: bidirectional.
+  config.model.text = ml_collections.ConfigDict()
+  config.model.text.name = "transformer"
+  config.model.text.size = "S"  # mu, nano, Ti, S, B, L
+  config.model.text.pooling = "map"  # or mean
   config.model.embedding_dim = 256
   config.model.dropout = 0.0
   config.model.dtype = "bfloat16"  # of products; parameters, losses: float32
@@ -96,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"
   # A pair that stands in the batch twice is no negative of itself.
-  config.objective.mask_repeats = False
+  config.objective.mask_duplicates = False
   # K, uniform in-batch negatives a video; even, for the two heads of
   # model.cross_fit share them out.
   config.objective.num_negatives = 4
@@ -105,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.confidence = "density_ratio"
   # What ranks the pairs for it: head, the correspondence head's logit; cosine,
   # the contrastive one; or both.
-  config.objective.score = "both"
+  config.objective.scorer = "both"
   # The share of mismatched pairs; None: estimated from the scores.
   config.objective.noise_rate = config_dict.placeholder(float)
   config.objective.floor = 0.0  # the least weight
@@ -125,9 +133,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.similarities.form = "auto"
   config.similarities.tile = 1024  # pairs; larger ones suit large accelerators
   # bfloat16: faster products of the tiles, with float32 sums.
-  config.similarities.products = "float32"
+  config.similarities.matmul_dtype = "float32"
   # Bytes a device: similarities that fit are not computed again backward.
-  config.similarities.keep = 2**23
+  config.similarities.max_saved_bytes = 2**23
   # What makes a tile: xla; or pallas, a kernel for GPUs that has not been timed
   # on one yet (tiles of a multiple of 64 pairs).
   config.similarities.kernel = "xla"

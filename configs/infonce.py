@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Co-training without correspondence and prediction."""
   config = base.get_config()
   config.objective.confidence = "none"
-  config.objective.score = "cosine"  # there is no head
+  config.objective.scorer = "cosine"  # there is no head
   config.model.cross_fit = False
   config.objective.correspondence_weight = 0.0
   config.objective.predictive_weight = 0.0

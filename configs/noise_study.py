@@ -60,7 +60,7 @@ CALI_NCE = {
 CO_TRAINING = {
   "cotrain": {},
   "infonce_correspondence": {"predictive_weight": 0.0},
-  "infonce_predictive": {"correspondence_weight": 0.0, "score": "cosine"},
+  "infonce_predictive": {"correspondence_weight": 0.0, "scorer": "cosine"},
   "correspondence_predictive": {"contrastive_weight": 0.0},
   "robust_xid": {"confidence": "robust_xid", "power": 1.0},
   "rince": {"contrastive": "rince"},
@@ -123,10 +123,10 @@ def _make_small(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 32
   config.data.min_crop_area = 1.0
   config.data.text_length = 16
-  config.model.video_size = "mu"
-  config.model.text_size = "mu"
-  config.model.temporal_depth = 0
-  config.model.tubelet = (4, 8)
+  config.model.video.size = "mu"
+  config.model.text.size = "mu"
+  config.model.video.temporal_depth = 0
+  config.model.video.tubelet = (4, 8)
   config.model.scan = False  # one block: faster unrolled on a CPU
   config.model.embedding_dim = 128
   config.model.dtype = "float32"

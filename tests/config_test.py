@@ -1,5 +1,6 @@
 """Every configuration builds a train step, and a wrong one says so."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import jax
 import pytest
 
 from calince_jax import config as config_lib
+from calince_jax import fields
+from calince_jax.config import Config
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
+from calince_jax.losses.tiled_nce import Tiling
 from calince_jax.runtime import sharding
+from calince_jax.training import setup
 from calince_jax.training import step as train_step
 
 CONFIGS = sorted(
@@ -27,8 +33,8 @@ def load(path, *argument):
 
 def step_shapes(config):
   """The shapes of a state and its metrics after one step, nothing computed."""
-  model = config_lib.model_config(config, vocab_size=1000).build()
-  tx, _ = config_lib.optimizer(config)
+  model = config_lib.model_config(config, Vocabulary(1000)).build()
+  tx, _ = setup.open_optimizer(config)
   step = train_step.make_train_step(
     model, tx, config_lib.objective(config), ema_decay=0.9
   )
@@ -40,7 +46,7 @@ def step_shapes(config):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_train_step_of_every_config(path):
   config = load(path).to_dict()
-  config_lib.check_numbers(config)
+  config_lib.check(config)
   config_lib.sampling(config)
   before, after, metrics = step_shapes(config)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
@@ -86,6 +92,53 @@ def test_every_key_has_a_comment():
       assert "#" in line or "#" in lines[above], f"{named} has no comment"
 
 
+def test_a_key_is_declared_in_two_places():
+  """Its default in base.py; type, range, choices on one dataclass's field."""
+  known = flatten(load(CONFIGS[0].with_name("base.py")).to_dict())
+  declared = dict(fields.flatten(Config))
+  assert sorted(declared) == sorted(known)
+  base = CONFIGS[0].with_name("base.py").read_text()
+  for key, value in known.items():
+    assert base.count(f"  config.{key} =") == 1, key
+    fields.check_value(declared[key], value, key)
+  # No dataclass has a default of its own: base.py's are the only ones.
+  for kind in settings_kinds(Config):
+    for field in dataclasses.fields(kind):
+      if field.name in fields.annotations(kind):
+        assert field.default is dataclasses.MISSING, (kind, field.name)
+
+
+def flatten(values, prefix=""):
+  flat = {}
+  for name, value in values.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def settings_kinds(kind):
+  """The dataclass of a configuration and those of its sections."""
+  yield kind
+  for annotation in fields.annotations(kind).values():
+    section = fields.section(annotation)
+    if isinstance(section, fields.ByName):
+      yield from section.kinds.values()
+    elif section is not None:
+      yield from settings_kinds(section)
+
+
+def test_the_defaults_of_the_loss_alone_are_those_of_base():
+  """tiled_nce.py is used without a configuration; both say the same."""
+  config = load(CONFIGS[0].with_name("base.py")).to_dict()
+  forced = config | {"similarities": config["similarities"] | {"form": "tiled"}}
+  tiling = config_lib.tiling(forced, sharding.make_mesh())
+  alone = Tiling()
+  for name in ("tile", "products", "keep", "kernel"):
+    assert getattr(tiling, name) == getattr(alone, name)
+
+
 def test_a_misspelt_key_is_an_error():
   config = load(CONFIGS[0].with_name("base.py"))
   with pytest.raises(AttributeError, match="batchsize"):
@@ -97,9 +150,10 @@ def test_a_misspelt_key_is_an_error():
   [
     ("model.head", "magic", "bilinear"),
     ("model.predictive_task", "magic", "masked_text"),
-    ("model.pooling", "max", "mean"),
+    ("model.text.pooling", "max", "mean"),
+    ("model.video.name", "resnet", "vit"),
     ("model.remat", "some", "dots"),
-    ("model.video_size", "XXL", "Ti"),
+    ("model.video.size", "XXL", "Ti"),
     ("model.dtype", "float8", "bfloat16"),
     ("objective.confidence", "trust", "posterior"),
     ("data.frames", "all", "uniform"),
@@ -110,10 +164,14 @@ def test_a_misspelt_key_is_an_error():
     ("data.weights", "1,2", "2 weights for 1"),
     ("data.datasets", "", "config.data.datasets"),
     ("batch_size", 0, "at least 1"),
-    ("micro_batches", 3, "micro_batches=3 must divide the 32 pairs"),
-    ("micro_batches", 0, "micro_batches=0 must be a whole number, at least 1"),
+    ("grad_cache_chunks", 3, "grad_cache_chunks=3 must divide the 32 pairs"),
+    (
+      "grad_cache_chunks",
+      0,
+      "grad_cache_chunks=0 must be a whole number, at least 1",
+    ),
     ("similarities.form", "sparse", "tiled"),
-    ("similarities.products", "float8", "bfloat16"),
+    ("similarities.matmul_dtype", "float8", "bfloat16"),
     ("similarities.tile", 0, "tile=0"),
     ("similarities.kernel", "cuda", "pallas"),
   ],
@@ -125,14 +183,14 @@ def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
     config.update_from_flattened_dict({key: value})
   config = config.to_dict()
   with pytest.raises(UserError, match=message):
-    config_lib.check_numbers(config)
+    config_lib.check(config)
     config_lib.data_mix(config)
     config_lib.sampling(config)
-    config_lib.model_config(config, 100)
+    config_lib.model_config(config, Vocabulary(100))
     config_lib.objective(config)
-    config_lib.optimizer(config)
+    setup.open_optimizer(config)
     mesh = sharding.make_mesh()
-    config_lib.micro_batches(config, mesh)
+    config_lib.grad_cache_chunks(config, mesh)
     config_lib.tiling(config | {"batch_size": 2**14}, mesh)
 
 
@@ -176,6 +234,9 @@ def test_a_loss_that_needs_all_similarities_is_not_tiled():
   config.objective.contrastive = "norton"
   config.similarities.form = "tiled"
   with pytest.raises(UserError, match="'norton' has no tiling"):
-    config_lib.training(
-      config.to_dict(), sharding.make_mesh(), vocab_size=100, num_pairs=8
+    setup.compile_training(
+      config.to_dict(),
+      sharding.make_mesh(),
+      vocabulary=Vocabulary(100),
+      num_pairs=8,
     )

@@ -25,6 +25,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calince_jax import config as config_lib
+from calince_jax.data.input.sampling import Sampling
+from calince_jax.data.tokenizer import Vocabulary
+from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import ModelConfig
 
 assert jax.device_count() == 8, "the tests need 8 CPU devices"
@@ -116,9 +120,9 @@ TINY_CONFIG = {
   "data.num_frames": 4,
   "data.image_size": 32,
   "data.text_length": 12,
-  "model.video_size": "mu",
-  "model.text_size": "mu",
-  "model.temporal_depth": 1,
+  "model.video.size": "mu",
+  "model.text.size": "mu",
+  "model.video.temporal_depth": 1,
   "model.embedding_dim": 16,
   "model.dtype": "float32",
   "model.predictive_depth": 1,
@@ -201,18 +205,43 @@ def train_tiny(workdir: Path, config) -> Path:
   return workdir
 
 
-TINY_MODEL = ModelConfig(
+def make_tiny_model() -> ModelConfig:
+  """The model of TINY_CONFIG with few words."""
+  config = tiny_config(Path("none"), changes={"data.text_length": 8})
+  return config_lib.model_config(config.to_dict(), Vocabulary(40))
+
+
+TINY_MODEL = make_tiny_model()
+
+# Co-training with one negative; tests replace what they are about.
+PLAIN_OBJECTIVE = Objective(
+  total_steps=1000,
+  correspondence_weight=1.0,
+  contrastive_weight=1.0,
+  predictive_weight=1.0,
+  contrastive="infonce",
+  mask_duplicates=False,
+  num_negatives=1,
+  confidence="density_ratio",
+  scorer="both",
+  noise_rate=None,
+  floor=0.0,
+  power=1.0,
+  memory=0.0,
+  warmup_share=0.0,
+  ramp_share=0.0,
+  weigh_predictive=True,
+  histogram_decay=0.98,
+)
+
+# Of four frames; tests replace what they are about.
+PLAIN_SAMPLING = Sampling(
   num_frames=4,
   image_size=32,
-  vocab_size=40,
-  text_length=8,
-  video_size="mu",
-  text_size="mu",
-  temporal_depth=1,
-  embedding_dim=16,
-  dtype="float32",
-  predictive_depth=1,
-  head_hidden=16,
+  frames="uniform",
+  frame_stride=1,
+  min_crop_area=0.5,
+  flip=False,
 )
 
 

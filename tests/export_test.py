@@ -261,7 +261,7 @@ BROKEN = {
   ),
   "unknown size": (
     lambda folder: change_config(
-      folder, lambda document: document["model"].update(video_size="XXL")
+      folder, lambda document: document["model"]["video"].update(size="XXL")
     ),
     "XXL",
   ),

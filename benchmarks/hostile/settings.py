@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from benchmarks.hostile import manifests
 from benchmarks.hostile.films import film
-from calince_jax import cli, config_checks
+from calince_jax import cli, fields
 from calince_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ SMALL = (
   "--config=configs/quickstart.py",
   *("--config.batch_size=16", "--config.total_steps=4"),
   *("--config.log_every=1", "--config.data.num_frames=4"),
-  *("--config.data.image_size=32", "--config.model.video_size=mu"),
-  *("--config.model.text_size=mu", "--config.model.temporal_depth=1"),
+  *("--config.data.image_size=32", "--config.model.video.size=mu"),
+  *("--config.model.text.size=mu", "--config.model.video.temporal_depth=1"),
   *("--config.model.embedding_dim=16", "--config.model.head_hidden=16"),
   "--config.optimizer.warmup_share=0.5",
 )
@@ -183,11 +183,14 @@ def open_training(arguments: Sequence[str]) -> None:
   with mock.patch.object(sys, "argv", argv):  # where it looks for overrides
     cli.parse(argv, values)
   config = values.config.to_dict()
-  config_lib.check_numbers(config)
+  config_lib.check(config)
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   data = setup.open_data(config)
-  training = config_lib.training(
-    config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
+  training = setup.compile_training(
+    config,
+    mesh,
+    vocabulary=data["tokenizer"].vocabulary,
+    num_pairs=data["num_pairs"],
   )
   batch = next(setup.train_batches(config, data, mesh, 0))
   batch["stop"] = np.zeros(config["batch_size"], bool)
@@ -223,7 +226,9 @@ def report(workdir: Path) -> None:
 
 def overrides() -> list[str]:
   """Every key of the configuration with every kind of value."""
-  keys = (*config_checks.KEYS, *MISSPELT)
+  from calince_jax.config import Config
+
+  keys = (*(key for key, _ in fields.flatten(Config)), *MISSPELT)
   return [f"--config.{key}={value}" for key in keys for value in VALUES]
 
 

@@ -22,7 +22,6 @@ from absl import flags
 
 from benchmarks.noise_study.statistics import COST_FILE, ratios
 from calince_jax import cli
-from calince_jax import config as config_lib
 from calince_jax.runtime import compile_cache, sharding
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
@@ -77,15 +76,18 @@ def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
   mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
   data = setup.open_data(config)
-  training = config_lib.training(
-    config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
+  training = setup.compile_training(
+    config,
+    mesh,
+    vocabulary=data["tokenizer"].vocabulary,
+    num_pairs=data["num_pairs"],
   )
   state, step = training.start(config["seed"]), training.step
   batch = train_step.dummy_batch(training.model.config, config["batch_size"])
   video, text = jax.random.split(jax.random.key(0))
   batch["video"] = jax.random.bits(video, batch["video"].shape, jnp.uint8)
   batch["text_ids"] = jax.random.randint(
-    text, batch["text_ids"].shape, 1, data["vocab_size"]
+    text, batch["text_ids"].shape, 1, data["tokenizer"].vocab_size
   )
   batch = jax.device_put(batch, sharding.batch_sharding(mesh))
 

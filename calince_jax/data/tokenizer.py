@@ -1,5 +1,6 @@
 """Captions to token ids and back: SentencePiece, trained by prepare."""
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -14,6 +15,21 @@ from calince_jax.errors import UserError
 PAD, UNK, BOS, EOS, MASK = range(5)
 MASK_PIECE = "[MASK]"
 MAX_TRAINING_TEXTS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """What a model needs to know of a tokenizer; the ids are `Tokenizer`'s.
+
+  Attributes:
+    size: number of ids.
+    mask_id: the id that hides a token from the model.
+    control_ids: ids that are never predicted: padding, begin, end.
+  """
+
+  size: int
+  mask_id: int = MASK
+  control_ids: tuple[int, ...] = (PAD, BOS, EOS)
 
 
 def train_tokenizer(
@@ -72,6 +88,7 @@ class Tokenizer:
   Attributes:
     vocab_size: the number of pieces, the special ones PAD, UNK, BOS, EOS and
       MASK (ids 0 to 4) included.
+    vocabulary: what a model needs to know of it.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -101,6 +118,7 @@ class Tokenizer:
         f"unknown, begin, end and {MASK_PIECE}, as train_tokenizer writes them"
       )
     self.vocab_size = self._model.vocab_size()
+    self.vocabulary = Vocabulary(self.vocab_size)
 
   def encode(
     self, texts: Sequence[str], length: int

@@ -256,7 +256,7 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
     num_negatives=NUM_NEGATIVES,
     seed=e.options.seed,
   )
-  judged = judge(pairs, scores, e.model.calibration["score"])
+  judged = judge(pairs, scores, e.model.calibration["scorer"])
   trained = e.model.calibration["noise_rate"]
   judged["metrics"]["noise_rate_in_training"] = trained
   pairs = sorted(pairs, key=lambda pair: pair["score"])
@@ -265,7 +265,7 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
       "task": "posterior that each given pair is clean",
       "split": split,
       "pairs": len(pairs),
-      "score": e.model.calibration["score"],
+      "score": e.model.calibration["scorer"],
       "negatives": f"{NUM_NEGATIVES} captions of other clips for each pair",
     }
     | e.exchanged(split),

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from etils import epath
 
 from calince_jax import config as config_lib
-from calince_jax import config_checks
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
 from calince_jax.inference.model import TOKENIZER, VideoTextModel
 from calince_jax.losses import calibration
-from calince_jax.runtime import checkpoint, run_folder
+from calince_jax.runtime import checkpoint
 
 PARAMS = ("ema_params", "params")
 
@@ -31,19 +30,18 @@ def open_run(
     UserError: not the folder of a run, or no such checkpoint.
   """
   check_choice("params", params, PARAMS)
-  config = run_folder.read_config(workdir)
-  config_checks.check(config, f"{workdir}/config.json: config")
+  config = config_lib.read_run(workdir)
   step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
   tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = config_lib.objective(config)
   model = VideoTextModel(
-    config_lib.model_config(config, tokenizer.vocab_size),
+    config_lib.model_config(config, tokenizer.vocabulary),
     jax.tree.map(jnp.asarray, saved[params]),
     tokenizer,
     {"trained": bool(objective.correspondence_weight)}
     | calibration.freeze(
       saved["calibration"],
-      score=objective.score,
+      score=objective.scorer,
       noise_rate=objective.noise_rate,
     ),
     config_lib.sampling(config),

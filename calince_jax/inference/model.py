@@ -7,7 +7,6 @@ v @ t.T                                      # similarities
 model.score(clips, texts)                    # does text i fit clip i?
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from calince_jax import config as config_lib
-from calince_jax import config_checks
+from calince_jax import fields, old_formats
 from calince_jax.data.input.sampling import Sampling, sample_crop, sample_frames
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError, check_choice
@@ -28,11 +27,11 @@ from calince_jax.losses import calibration, density_ratio
 from calince_jax.models.cali_nce import ModelConfig
 from calince_jax.runtime.sharding import path_name
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.model"
-CALIBRATION = {"trained", "score", "noise_rate", "head", "cosine", "posterior"}
+CALIBRATION = {"trained", "scorer", "noise_rate", "head", "cosine", "posterior"}
 
 
 class VideoTextModel:
@@ -195,13 +194,15 @@ def load(directory: str | Path) -> VideoTextModel:
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     what = f"{type(error).__name__}: {error}"
     raise UserError(f"{folder / CONFIG} is damaged: {what}") from error
-  if version != FORMAT_VERSION:
+  if version not in (2, FORMAT_VERSION):
     raise UserError(
-      f"{folder} is of format {version}; this calince_jax reads format"
+      f"{folder} is of format {version}; this calince_jax reads formats 2 to"
       f" {FORMAT_VERSION}"
     )
+  document = old_formats.upgrade_export(version, document)
   check_document(document, str(folder / CONFIG))
-  config = config_lib.model_from_dict(document["model"])
+  where = f"{folder / CONFIG}: model"
+  config = config_lib.model_from_dict(document["model"], where)
   try:
     flat = load_file(folder / WEIGHTS)
   except Exception as error:  # safetensors raises a class of its own
@@ -227,15 +228,10 @@ def check_document(document: dict[str, Any], where: str) -> None:
   missing = [s for s in sections if not isinstance(document.get(s), dict)]
   if missing:
     raise UserError(f"{where} lacks {missing}")
-  for section, known in (
-    ("preprocessing", {field.name for field in dataclasses.fields(Sampling)}),
-    ("calibration", CALIBRATION),
-  ):
-    wrong = sorted(set(document[section]) ^ known)
-    if wrong:
-      raise UserError(f"{where}: unknown or missing in {section!r}: {wrong}")
-  for name, value in document["preprocessing"].items():
-    config_checks.check_value(f"data.{name}", value, f"{where}: {name}")
+  wrong = sorted(set(document["calibration"]) ^ CALIBRATION)
+  if wrong:
+    raise UserError(f"{where}: unknown or missing in 'calibration': {wrong}")
+  fields.check(Sampling, document["preprocessing"], f"{where}: preprocessing")
   _check_calibration(document["calibration"], where)
 
 
@@ -254,7 +250,7 @@ def _check_calibration(found: dict[str, Any], where: str) -> None:
     raise UserError(
       f"{where}: 'calibration' is not as export writes it; export it anew"
     )
-  check_choice(f"{where}: score", found["score"], calibration.SCORES)
+  check_choice(f"{where}: scorer", found["scorer"], calibration.SCORES)
 
 
 def strict_params(

@@ -154,7 +154,7 @@ def freeze(
     noise_rate: eta; None for the estimate.
 
   Returns:
-    `score`; `noise_rate`; `head` and `cosine`, the negatives' [mean,
+    `scorer`; `noise_rate`; `head` and `cosine`, the negatives' [mean,
     deviation]; `posterior`, P(clean) in the density_ratio.BINS bins of x.
   """
   if noise_rate is None:
@@ -166,7 +166,7 @@ def freeze(
   centres = density_ratio.bin_centres()
   w = density_ratio.posterior(state["histograms"], noise_rate, centres)
   return frozen | {
-    "score": score,
+    "scorer": score,
     "noise_rate": float(noise_rate),
     "posterior": [float(p) for p in w],
   }
@@ -181,7 +181,7 @@ def frozen_confidence(
     / max(frozen[name][1], moments.SMALLEST_STD)
     for name, values in scores.items()
   }
-  score = frozen["score"]
+  score = frozen["scorer"]
   x = (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
   p = jnp.asarray(frozen["posterior"], jnp.float32)
   return x, jnp.interp(x, density_ratio.bin_centres(), p)

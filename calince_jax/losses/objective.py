@@ -10,85 +10,84 @@ that Cali-NCE is compared with (losses/noise_robust.py). docs/method.md
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from calince_jax import fields
+from calince_jax.fields import DERIVED, OneOf, Range
 from calince_jax.losses import calibration, contrastive, density_ratio
 from calince_jax.losses.calibrated_nce import weighted_mean
 from calince_jax.losses.predictive import predictive_loss
 from calince_jax.losses.tiled_nce import Tiling
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What is minimised; a plain record of the choices in configs/base.py."""
+  """What is minimised: `config.objective`; configs/base.py documents each key.
 
-  correspondence_weight: float = 1.0  # lam_c
-  contrastive_weight: float = 1.0  # lam_n
-  predictive_weight: float = 1.0  # lam_p
-  contrastive: str = "infonce"  # l_i, one of contrastive.LOSSES
-  mask_repeats: bool = False  # a pair that stands in the batch twice
-  tiling: Tiling | None = None  # None: the N x N similarities, dense
-  num_negatives: int = 1  # K
-  confidence: str = "density_ratio"  # calibration.KINDS
-  score: str = "both"  # calibration.SCORES
-  noise_rate: float | None = None  # eta; None: estimated
-  floor: float = 0.0
-  power: float = 1.0
-  memory: float = 0.0  # decay of a pair's confidence over its visits
-  warmup_steps: int = 0
-  ramp_steps: int = 0
-  weigh_predictive: bool = True  # w on the predictive term, too
-  histogram_decay: float = 0.98  # of the running statistics of the scores
+  Attributes:
+    total_steps: of the run, whose shares the warm-up and the ramp are.
+    tiling: how the contrastive loss walks the similarities; None: dense.
+  """
+
+  total_steps: Annotated[int, Range("[1, 1e9]"), DERIVED]
+  tiling: Annotated[Tiling | None, DERIVED] = None
+  correspondence_weight: Annotated[float, Range("[0, 1e6]")]  # lam_c
+  contrastive_weight: Annotated[float, Range("[0, 1e6]")]  # lam_n
+  predictive_weight: Annotated[float, Range("[0, 1e6]")]  # lam_p
+  contrastive: Annotated[str, OneOf(contrastive.LOSSES)]  # l_i
+  mask_duplicates: bool
+  num_negatives: Annotated[int, Range("[1, 1e6]")]  # K
+  confidence: Annotated[str, OneOf(calibration.KINDS)]
+  scorer: Annotated[str, OneOf(calibration.SCORES)]
+  noise_rate: Annotated[float | None, Range("[0, 1)")]  # eta
+  floor: Annotated[float, Range("[0, 1]")]
+  power: Annotated[float, Range("[0, 100]")]
+  memory: Annotated[float, Range("[0, 1]")]
+  warmup_share: Annotated[float, Range("[0, 1]")]
+  ramp_share: Annotated[float, Range("[0, 1]")]
+  weigh_predictive: bool
+  histogram_decay: Annotated[float, Range("[0, 1]")]
 
   def __post_init__(self):
-    choices = (
-      ("contrastive", self.contrastive, contrastive.LOSSES),
-      ("confidence", self.confidence, calibration.KINDS),
-      ("score", self.score, calibration.SCORES),
+    fields.check_instance(self)
+    weights = (
+      self.correspondence_weight,
+      self.contrastive_weight,
+      self.predictive_weight,
     )
-    for name, value, known in choices:
-      if value not in known:
-        raise ValueError(
-          f"{name}={value!r} is unknown; choose one of {list(known)}"
-        )
-    weights = {
-      "correspondence_weight": self.correspondence_weight,
-      "contrastive_weight": self.contrastive_weight,
-      "predictive_weight": self.predictive_weight,
-    }
-    for name, value in weights.items():
-      if value < 0:
-        raise ValueError(f"{name}={value} must not be negative")
-    if not any(weights.values()):
+    if not any(weights):
       raise ValueError("all three weights are 0: there is nothing to learn")
     if not self.correspondence_weight and self.needs_head:
       raise ValueError(
-        f"confidence={self.confidence!r} with score={self.score!r} needs the"
+        f"confidence={self.confidence!r} with scorer={self.scorer!r} needs the"
         " correspondence head, and correspondence_weight is 0; use"
-        " score='cosine', and another confidence than 'score' or 'posterior'"
+        " scorer='cosine', and another confidence than 'score' or 'posterior'"
       )
     if self.contrastive not in contrastive.OF_SUMS:
-      for name in ("mask_repeats", "tiling"):
+      for name in ("mask_duplicates", "tiling"):
         if getattr(self, name):
           raise ValueError(
             f"contrastive={self.contrastive!r} has no {name}; it goes with one"
             f" of {list(contrastive.OF_SUMS)}"
           )
-    if self.num_negatives < 1:
-      raise ValueError(f"num_negatives={self.num_negatives} must be positive")
-    if self.noise_rate is not None and not 0 <= self.noise_rate < 1:
-      raise ValueError(f"noise_rate={self.noise_rate} must be in [0, 1)")
-    for name in ("floor", "memory"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
+
+  @property
+  def warmup_steps(self) -> int:
+    """Steps with all weights 1."""
+    return round(self.warmup_share * self.total_steps)
+
+  @property
+  def ramp_steps(self) -> int:
+    """Steps over which the confidences are blended in after the warm-up."""
+    return round(self.ramp_share * self.total_steps)
 
   @property
   def needs_head(self) -> bool:
     """Whether a pair's score or confidence asks the correspondence head."""
-    return self.score != "cosine" or self.confidence in ("score", "posterior")
+    return self.scorer != "cosine" or self.confidence in ("score", "posterior")
 
   @property
   def needs_momentum(self) -> bool:
@@ -146,7 +145,7 @@ def co_training_loss(
     outputs,
     batch["pair_index"],
     blend=blend,
-    mask_repeats=objective.mask_repeats,
+    mask_repeats=objective.mask_duplicates,
     tiling=objective.tiling,
   )
   metrics |= seen
@@ -175,7 +174,7 @@ def _pairs(objective, outputs, batch, state, step):
   if objective.correspondence_weight:
     scores["head"] = outputs["held_out"].astype(jnp.float32)
   state, x = calibration.observe(
-    state, scores, score=objective.score, decay=objective.histogram_decay
+    state, scores, score=objective.scorer, decay=objective.histogram_decay
   )
   estimate = density_ratio.estimate_noise_rate(state["histograms"])
   eta = estimate if objective.noise_rate is None else objective.noise_rate

@@ -9,73 +9,80 @@ text ---> TextTransformer|--> feature --> projection --> text [B, D]
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from calince_jax import fields
+from calince_jax.fields import DERIVED, MAY_CHANGE, ByName, Check, OneOf, Range
 from calince_jax.models import heads, transformer
-from calince_jax.models.text import TextTransformer
-from calince_jax.models.video_vit import VideoViT
+from calince_jax.models.text import TextTransformerSettings
+from calince_jax.models.video_vit import VideoViTSettings
+
+VIDEO_TOWERS = {"vit": VideoViTSettings}
+TEXT_TOWERS = {"transformer": TextTransformerSettings}
 
 # ln 100: the temperature may not fall below 0.01 (CLIP).
 MAX_LOG_LOGIT_SCALE = 4.6051702
 PREDICTIVE_TASKS = ("masked_text", "caption", "latent")
-NUM_SPECIAL_IDS = 4  # PAD, UNK, BOS, EOS; see data/tokenizer.py
-UNK_ID, MASK_ID = 1, 4
 LATENT_LOGIT_SCALE = 10.0
 
 
-@dataclasses.dataclass(frozen=True)
+def _are_ids(value):
+  return fields.is_list(value) and all(
+    type(part) is int and part >= 0 for part in value
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """The shape of a model; configs/base.py documents each."""
+  """The shape of a model: `config.model`; configs/base.py documents each key.
 
-  num_frames: int
-  image_size: int
-  vocab_size: int
-  text_length: int
-  video_size: str = "S"
-  text_size: str = "S"
-  temporal_depth: int = 4
-  tubelet: tuple[int, int] = (2, 16)
-  pooling: str = "map"
-  embedding_dim: int = 256
-  dropout: float = 0.0
-  dtype: str = "bfloat16"
-  scan: bool = True
-  remat: str = "none"
-  logit_scale: float = 14.3
-  logit_bias: float | None = None
-  head: str = "mlp"
-  head_hidden: int = 128
-  head_detached: bool = False
-  cross_fit: bool = True
-  predictive_task: str = "masked_text"
-  predictive_depth: int = 2
-  mask_rate: float = 0.3
+  Attributes:
+    num_frames, image_size, text_length: of `config.data`.
+    vocab_size: number of token ids of the tokenizer.
+    mask_id: the tokenizer's id that hides a token from `masked_text`.
+    control_ids: its ids that are never predicted: padding, begin, end.
+  """
 
-  def build(self) -> "CaliNCE":
-    """The module; ValueError names an unknown choice."""
-    choices = (
-      ("predictive_task", self.predictive_task, PREDICTIVE_TASKS),
-      ("head", self.head, heads.HEADS),
-      ("pooling", self.pooling, transformer.POOLINGS),
-      ("remat", self.remat, transformer.REMAT),
-      ("video_size", self.video_size, transformer.SIZES),
-      ("text_size", self.text_size, transformer.SIZES),
-      ("dtype", self.dtype, ("float32", "bfloat16")),
-    )
-    for name, value, known in choices:
-      if value not in known:
-        raise ValueError(
-          f"{name}={value!r} is unknown; choose one of {list(known)}"
-        )
+  num_frames: Annotated[int, DERIVED]
+  image_size: Annotated[int, DERIVED]
+  text_length: Annotated[int, DERIVED]
+  vocab_size: Annotated[int, Range("[5, 1e9]"), DERIVED]
+  mask_id: Annotated[int, Range("[0, 1e9]"), DERIVED]
+  control_ids: Annotated[
+    tuple[int, ...], Check(_are_ids, "a list of token ids"), DERIVED
+  ]
+  video: Annotated[Any, ByName(VIDEO_TOWERS)]
+  text: Annotated[Any, ByName(TEXT_TOWERS)]
+  embedding_dim: Annotated[int, Range("[2, 65536]")]
+  dropout: Annotated[float, Range("[0, 1)")]
+  dtype: Annotated[str, OneOf(("float32", "bfloat16"))]
+  scan: bool
+  remat: Annotated[str, OneOf(transformer.REMAT), MAY_CHANGE]
+  logit_scale: Annotated[float, Range("(0, 100]")]
+  logit_bias: Annotated[float | None, Range("[-1000, 1000]")]
+  head: Annotated[str, OneOf(heads.HEADS)]
+  head_hidden: Annotated[int, Range("[1, 65536]")]
+  head_detached: bool
+  cross_fit: bool
+  predictive_task: Annotated[str, OneOf(PREDICTIVE_TASKS)]
+  predictive_depth: Annotated[int, Range("[0, 1000]")]
+  mask_rate: Annotated[float, Range("[0, 1]")]
+
+  def __post_init__(self):
+    fields.check_instance(self)
+    self.video.check_clip(self.num_frames, self.image_size)
     if self.predictive_task == "latent" and self.num_frames % 2:
       raise ValueError(
         f"predictive_task='latent' halves a clip; num_frames="
         f"{self.num_frames} is odd"
       )
+
+  def build(self) -> "CaliNCE":
+    """The module."""
     return CaliNCE(self)
 
 
@@ -94,24 +101,13 @@ class CaliNCE(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     shared = {
-      "pooling": c.pooling,
       "dropout": c.dropout,
       "dtype": dtype,
       "scan": c.scan,
       "remat": c.remat,
     }
-    self.video_encoder = VideoViT(
-      size=c.video_size,
-      temporal_depth=c.temporal_depth,
-      tubelet=tuple(c.tubelet),
-      **shared,
-    )
-    self.text_encoder = TextTransformer(
-      size=c.text_size,
-      vocab_size=c.vocab_size,
-      max_length=c.text_length,
-      **shared,
-    )
+    self.video_encoder = c.video.build(shared)
+    self.text_encoder = c.text.build(c.vocab_size, c.text_length, shared)
     self.video_projection = nn.Dense(c.embedding_dim, use_bias=False)
     self.text_projection = nn.Dense(c.embedding_dim, use_bias=False)
     self.log_logit_scale = self.param(
@@ -126,7 +122,7 @@ class CaliNCE(nn.Module):
       heads.CorrespondenceHead(
         kind=c.head,
         hidden=c.head_hidden,
-        num_heads=transformer.size(c.text_size).num_heads,
+        num_heads=c.text.num_heads,
         dtype=dtype,
       )
       for _ in range(1 + c.cross_fit)
@@ -136,7 +132,7 @@ class CaliNCE(nn.Module):
     else:
       self.predictive_decoder = heads.PredictiveDecoder(
         depth=c.predictive_depth,
-        num_heads=transformer.size(c.text_size).num_heads,
+        num_heads=c.text.num_heads,
         causal=c.predictive_task == "caption",
         dtype=dtype,
       )
@@ -352,7 +348,9 @@ class CaliNCE(nn.Module):
     if task == "masked_text":
       chosen = batch["masked"]
       x = self.text_encoder.tokens(
-        jnp.where(chosen, MASK_ID, ids), mask, deterministic=deterministic
+        jnp.where(chosen, self.config.mask_id, ids),
+        mask,
+        deterministic=deterministic,
       )
       targets = ids
     else:  # caption: token n is predicted at the place of token n - 1
@@ -369,7 +367,8 @@ class CaliNCE(nn.Module):
     What `masked_text` is to predict; needs the stream `masking`.
     """
     ids, mask = batch["text_ids"], batch["text_mask"]
-    word = mask & ((ids >= NUM_SPECIAL_IDS) | (ids == UNK_ID))
+    control = jnp.asarray(self.config.control_ids, ids.dtype)
+    word = mask & ~jnp.isin(ids, control)
     u = jax.random.uniform(self.make_rng("masking"), ids.shape)
     u = jnp.where(word, u, 2.0)
     first = u == u.min(axis=1, keepdims=True)

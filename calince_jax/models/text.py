@@ -1,12 +1,44 @@
 """The text transformer: bidirectional, padding masked."""
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from calince_jax import fields
+from calince_jax.fields import OneOf
 from calince_jax.models import transformer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTransformerSettings:
+  """`config.model.text` where its name is `transformer`."""
+
+  name: Annotated[str, OneOf(("transformer",))]
+  size: Annotated[str, OneOf(tuple(transformer.SIZES))]
+  pooling: Annotated[str, OneOf(transformer.POOLINGS)]
+
+  def __post_init__(self):
+    fields.check_instance(self)
+
+  @property
+  def num_heads(self) -> int:
+    """Attention heads, also of the heads that look at this tower's tokens."""
+    return transformer.size(self.size).num_heads
+
+  def build(
+    self, vocab_size: int, max_length: int, shared: dict[str, Any]
+  ) -> "TextTransformer":
+    """The module, with the settings that all towers share."""
+    return TextTransformer(
+      size=self.size,
+      vocab_size=vocab_size,
+      max_length=max_length,
+      pooling=self.pooling,
+      **shared,
+    )
 
 
 class TextTransformer(nn.Module):

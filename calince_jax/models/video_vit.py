@@ -6,13 +6,60 @@ a head can look at them. (The factorised encoder of ViViT, Arnab et al., 2021,
 with the tokens kept as in VideoPrism, Zhao et al., 2024.)
 """
 
-from typing import Any
+import dataclasses
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from calince_jax import fields
+from calince_jax.fields import Check, OneOf, Range
 from calince_jax.models import transformer
+
+
+def _is_tubelet(value):
+  return (
+    fields.is_list(value)
+    and len(value) == 2
+    and all(type(part) is int and 1 <= part <= 4096 for part in value)
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoViTSettings:
+  """`config.model.video` where its name is `vit`; see `VideoViT`."""
+
+  name: Annotated[str, OneOf(("vit",))]
+  size: Annotated[str, OneOf(tuple(transformer.SIZES))]
+  temporal_depth: Annotated[int, Range("[0, 1000]")]
+  tubelet: Annotated[
+    tuple[int, int],
+    Check(_is_tubelet, "two whole numbers, frames and pixels, at least 1"),
+  ]
+  pooling: Annotated[str, OneOf(transformer.POOLINGS)]
+
+  def __post_init__(self):
+    fields.check_instance(self)
+
+  def check_clip(self, num_frames: int, image_size: int) -> None:
+    """ValueError unless a clip of this shape is cut into whole tubelets."""
+    t, p = self.tubelet
+    if num_frames % t or image_size % p:
+      raise ValueError(
+        f"num_frames={num_frames} and image_size={image_size} cannot"
+        f" be cut into tubelets of {t} frames of {p} x {p} pixels"
+      )
+
+  def build(self, shared: dict[str, Any]) -> "VideoViT":
+    """The module, with the settings that all towers share."""
+    return VideoViT(
+      size=self.size,
+      temporal_depth=self.temporal_depth,
+      tubelet=tuple(self.tubelet),
+      pooling=self.pooling,
+      **shared,
+    )
 
 
 class VideoViT(nn.Module):

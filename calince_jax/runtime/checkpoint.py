@@ -178,9 +178,9 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   try:
     config = ocp.args.Composite(config=ocp.args.JsonRestore())
     document = manager.restore(step, args=config).config
-    version, _ = run_folder.of_known_format(document, f"checkpoint {step}")
+    version, _ = run_folder.check_format(document, f"checkpoint {step}")
     expected, later = _fields(abstract), {}
-    if version < run_folder.FORMAT_VERSION:
+    if version < 2:
       later = {k: expected.pop(k) for k in LATER_COUNTERS if k in expected}
       abstract_there = expected
     else:

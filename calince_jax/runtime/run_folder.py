@@ -15,22 +15,7 @@ from etils import epath
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
 
-FORMAT_VERSION = 2  # of checkpoints and config.json
-# What a configuration of an older format lacks, as it was then.
-LATER_SETTINGS = {  # since format 2
-  "micro_batches": 1,
-  "stall_seconds": 1800,
-  "alarms": {"loss_spike": 10.0, "effective_sample_share": 0.05},
-  "data": {"max_bad_fraction": 0.01},
-  "objective": {"mask_repeats": False},
-  "similarities": {
-    "form": "dense",
-    "tile": 1024,
-    "products": "float32",
-    "keep": 2**23,
-    "kernel": "xla",
-  },
-}
+FORMAT_VERSION = 3  # of checkpoints and config.json
 
 
 def begin(
@@ -39,8 +24,11 @@ def begin(
   tokenizer: Path,
   folders: Sequence[str],
   infos: Sequence[Any],
+  *,
+  earlier: dict[str, Any] | None,
+  may_change: Sequence[str],
 ) -> None:
-  """Begins a run, or goes on with it; nothing is written where it is another.
+  """Starts or resumes a run; a folder of another run is left as it is.
 
   Args:
     workdir: of the run.
@@ -48,35 +36,38 @@ def begin(
     tokenizer: the file of its data.
     folders: of its data sets, in the order of the mix.
     infos: the DatasetInfo of each.
+    earlier: the configuration that the folder holds; None in a new one.
+    may_change: keys and sections in which the two may differ.
 
   Raises:
     UserError: the folder holds a run with another configuration or other data.
   """
+  if earlier is not None:
+    now = json.loads(json.dumps(config))  # tuples become lists, as in a file
+    changes = differences(earlier, now, may_change)
+    if changes:
+      raise UserError(
+        f"{workdir} holds a run with another configuration"
+        f" ({'; '.join(changes[:5])}); choose another --workdir"
+      )
   contents = {
     "tokenizer.model": tokenizer_of(workdir, tokenizer),
     "data.json": data_of(workdir, folders, infos),
-    "config.json": config_of(workdir, config),
+    "config.json": json.dumps(document(config), indent=2, sort_keys=True)
+    + "\n",
   }
   epath.Path(workdir).mkdir(parents=True, exist_ok=True)
   for name, content in contents.items():
     write_atomic(epath.Path(workdir) / name, content)
 
 
-def config_of(workdir: str, config: dict[str, Any]) -> str:
-  """The text of config.json; UserError where what is there is another run."""
-  config = json.loads(json.dumps(config))  # tuples become lists, as in a file
-  if (epath.Path(workdir) / "config.json").exists():
-    differences = _differences(read_config(workdir), config)
-    if differences:
-      raise UserError(
-        f"{workdir} holds a run with another configuration"
-        f" ({'; '.join(differences[:5])}); choose another --workdir"
-      )
-  return json.dumps(document(config), indent=2, sort_keys=True) + "\n"
+def exists(workdir: str) -> bool:
+  """Whether the folder holds a run."""
+  return (epath.Path(workdir) / "config.json").exists()
 
 
-def read_config(workdir: str) -> dict[str, Any]:
-  """The configuration of a run, of this format or an older one.
+def read_document(workdir: str) -> tuple[int, dict[str, Any]]:
+  """The format and the configuration of a run, as they were written.
 
   Raises:
     UserError: there is none, it is damaged, or of a newer format.
@@ -85,7 +76,7 @@ def read_config(workdir: str) -> dict[str, Any]:
   if not path.exists():
     raise UserError(f"{workdir} is not the folder of a run: no config.json")
   try:
-    return of_known_format(json.loads(path.read_text()), path)[1]
+    return check_format(json.loads(path.read_text()), path)
   except UserError:
     raise
   except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -98,10 +89,10 @@ def document(config: dict[str, Any]) -> dict[str, Any]:
   return {"format_version": FORMAT_VERSION, "config": config}
 
 
-def of_known_format(
+def check_format(
   document: Mapping[str, Any], where: object
 ) -> tuple[int, dict[str, Any]]:
-  """The format of a `document`, and its configuration, later keys filled in.
+  """The format of a `document`, and the configuration in it.
 
   Raises:
     UserError: it is of a newer format; `where` is named.
@@ -115,52 +106,31 @@ def of_known_format(
     )
   if not isinstance(config, dict):
     raise TypeError("its configuration is no object")
-  return version, config if version == FORMAT_VERSION else _filled(config)
+  return version, config
 
 
-def _filled(config, later=LATER_SETTINGS):
-  """`config` with those of `later` that it lacks."""
-  filled = {**later, **config}
-  for key, value in later.items():
-    # What stands there in another form is for config_checks to say.
-    if isinstance(value, dict) and isinstance(filled[key], dict):
-      filled[key] = _filled(filled[key], value)
-  return filled
+def differences(
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  ignored: Sequence[str] = (),
+  prefix: str = "",
+) -> list[str]:
+  """What differs between two nested dicts, in words.
 
-
-# What may change between the parts of one run: what is watched and kept, where
-# the data lies, and on what it runs (the numbers are equal but for rounding).
-FREE_KEYS = (
-  "log_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-  "evaluate_every",
-  "evaluate_splits",
-  "stall_seconds",
-  "alarms",
-  "data.cache",
-  "data.datasets",
-  "data.max_bad_fraction",
-  "micro_batches",
-  "model.remat",
-  "sharding",
-  "similarities.form",
-  "similarities.tile",
-  "similarities.keep",
-  "similarities.kernel",
-)
-
-
-def _differences(old, new, prefix=""):
+  Args:
+    old, new: of plain values.
+    ignored: keys such as "data.cache", of values or of whole sections.
+    prefix: of the keys of this level.
+  """
   found = []
   for key in sorted(old.keys() | new.keys()):
     name = prefix + key
-    if name in FREE_KEYS:
+    if name in ignored:
       continue
     if key not in old or key not in new:
       found.append(f"{name} {'is new' if key in new else 'is gone'}")
     elif isinstance(old[key], dict) and isinstance(new[key], dict):
-      found += _differences(old[key], new[key], name + ".")
+      found += differences(old[key], new[key], ignored, name + ".")
     elif old[key] != new[key]:
       found.append(f"{name}: {old[key]!r} became {new[key]!r}")
   return found
@@ -214,7 +184,7 @@ def data_of(workdir: str, folders: Sequence[str], infos: Sequence[Any]) -> str:
     if old != new:
       raise UserError(
         f"{folder} does not hold the data that {workdir} began with:"
-        f" {'; '.join(_differences(old, new)[:5])}; name the same data in"
+        f" {'; '.join(differences(old, new)[:5])}; name the same data in"
         " config.data.datasets, or choose another --workdir"
       )
   return text

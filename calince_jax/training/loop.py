@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from calince_jax import config as config_lib
 from calince_jax.data.input.corrupt_records import DamageLog
 from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint, distributed, sharding
 from calince_jax.runtime.preemption import StopSignal
 from calince_jax.runtime.watchdog import Watchdog
-from calince_jax.training import diagnostics
+from calince_jax.training import diagnostics, setup
 from calince_jax.training.metric_logger import Monitor
 
 COMPILED_WITHIN = 3600.0  # seconds that one process may compile longer
@@ -37,7 +36,7 @@ class Run:
 
   config: dict[str, Any]
   mesh: Any
-  training: config_lib.Training
+  training: setup.Training
   batches: Iterator[dict[str, np.ndarray]]
   damage: DamageLog
   manager: Any

@@ -5,17 +5,25 @@ from typing import Any
 import jax
 import optax
 
+from calince_jax.config import Optimizer
+
 
 def learning_rate_schedule(
-  peak: float, total_steps: int, warmup_steps: int
+  settings: Optimizer, total_steps: int
 ) -> optax.Schedule:
-  """Linear from 0 to `peak`, then cosine to 0 at `total_steps`."""
-  if not 0 <= warmup_steps < total_steps:
+  """Linear from 0 to the peak, then cosine to 0 at `total_steps`.
+
+  Raises:
+    ValueError: the warm-up leaves no step to the decay.
+  """
+  warmup_steps = round(settings.warmup_share * total_steps)
+  if warmup_steps >= total_steps:
     raise ValueError(
-      f"warmup_steps={warmup_steps} must be less than total_steps={total_steps}"
+      f"warmup_share={settings.warmup_share} is {warmup_steps} steps, and must"
+      f" be less than total_steps={total_steps}"
     )
   return optax.warmup_cosine_decay_schedule(
-    0.0, peak, warmup_steps, total_steps
+    0.0, settings.learning_rate, warmup_steps, total_steps
   )
 
 
@@ -33,17 +41,16 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-  schedule: optax.Schedule,
-  *,
-  weight_decay: float,
-  max_grad_norm: float,
-  b1: float = 0.9,
-  b2: float = 0.98,
+  settings: Optimizer, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """Clipping by the global norm, then AdamW (Loshchilov and Hutter, 2019)."""
   return optax.chain(
-    optax.clip_by_global_norm(max_grad_norm),
+    optax.clip_by_global_norm(settings.max_grad_norm),
     optax.adamw(
-      schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
+      schedule,
+      b1=settings.b1,
+      b2=settings.b2,
+      weight_decay=settings.weight_decay,
+      mask=decay_mask,
     ),
   )

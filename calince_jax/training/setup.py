@@ -1,23 +1,131 @@
 """What a run is opened with: its data, its logs, the state it starts from."""
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from calince_jax import config as config_lib
+from calince_jax.data.tokenizer import Tokenizer, Vocabulary
 from calince_jax.errors import UserError
-from calince_jax.runtime import checkpoint, sharding
+from calince_jax.losses.objective import Objective
+from calince_jax.models.cali_nce import CaliNCE
+from calince_jax.runtime import checkpoint, run_folder, sharding
+from calince_jax.training import step as train_step
 from calince_jax.training.metric_logger import Monitor
+from calince_jax.training.optimizer import (
+  learning_rate_schedule,
+  make_optimizer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """The compiled parts of a run; arrays come from `start` and `step`.
+
+  Attributes:
+    model: see models/cali_nce.py.
+    objective: the mix of losses.
+    schedule: the learning rate.
+    abstract: the shapes and dtypes of the state.
+    layout: the shardings of the state.
+    start: seed -> state.
+    step: (state, batch) -> (state, metrics).
+  """
+
+  model: CaliNCE
+  objective: Objective
+  schedule: optax.Schedule
+  abstract: Any
+  layout: Any
+  start: Callable
+  step: Callable
+
+
+def compile_training(
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  vocabulary: Vocabulary,
+  num_pairs: int,
+) -> Training:
+  """The model and its jitted step on a mesh; nothing is computed yet.
+
+  Args:
+    config: of the run, checked.
+    mesh: see runtime/sharding.py.
+    vocabulary: of the tokenizer.
+    num_pairs: every `pair_index` is below it.
+
+  Raises:
+    UserError: two values do not fit each other.
+  """
+  sharding.check_batch_size(config["batch_size"], mesh)
+  model = config_lib.model_config(config, vocabulary).build()
+  tx, schedule = open_optimizer(config)
+  init = functools.partial(train_step.init_state, model, tx, num_pairs)
+  abstract = jax.eval_shape(init, config["seed"])
+  layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
+  objective = config_lib.objective(config, config_lib.tiling(config, mesh))
+  step = train_step.make_train_step(
+    model,
+    tx,
+    objective,
+    ema_decay=config["optimizer"]["ema_decay"],
+    grad_cache_chunks=config_lib.grad_cache_chunks(config, mesh),
+    mesh=mesh,
+  )
+  return Training(
+    model=model,
+    objective=objective,
+    schedule=schedule,
+    abstract=abstract,
+    layout=layout,
+    start=jax.jit(init, out_shardings=layout),
+    step=train_step.shard_train_step(step, layout, mesh),
+  )
+
+
+def open_optimizer(
+  config: Mapping[str, Any],
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimizer and its learning rate, from `config.optimizer`."""
+  settings = config_lib.Optimizer(**config["optimizer"])
+  try:
+    schedule = learning_rate_schedule(settings, config["total_steps"])
+  except ValueError as error:
+    raise UserError(f"config.optimizer: {error}") from error
+  return make_optimizer(settings, schedule), schedule
+
+
+def open_run_folder(
+  config: dict[str, Any], workdir: str, data: dict[str, Any]
+) -> None:
+  """Starts or resumes the run's folder; see run_folder.begin."""
+  earlier = None
+  if run_folder.exists(workdir):
+    earlier = config_lib.read_run(workdir)
+  run_folder.begin(
+    workdir,
+    config,
+    data["tokenizer_path"],
+    data["folders"],
+    data["infos"],
+    earlier=earlier,
+    may_change=config_lib.keys_that_may_change(),
+  )
 
 
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
   """The readers of the mix and its tokenizer; nothing is decoded yet."""
   from calince_jax.data.input.label_noise import mismatched
   from calince_jax.data.records import clip_dataset
-  from calince_jax.data.tokenizer import Tokenizer
 
   folders, weights = config_lib.data_mix(config)
   share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
@@ -36,8 +144,8 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
       for d, folder in enumerate(folders)
     ],
     "watched": watched_readers(config, folders[0]),
-    "tokenizer": path,
-    "vocab_size": Tokenizer(path).vocab_size,
+    "tokenizer_path": path,
+    "tokenizer": Tokenizer(path),
     "num_pairs": sum(info.num_pairs for info in infos),
   }
 
@@ -74,18 +182,17 @@ def open_watch(
   config: dict[str, Any],
   data: dict[str, Any],
   mesh: Any,
-  training: config_lib.Training,
+  training: Training,
 ) -> Any:
   """The RetrievalWatch of the run, None where nothing is evaluated."""
   if not data["watched"]:
     return None
-  from calince_jax.data.tokenizer import Tokenizer
   from calince_jax.training.retrieval_eval import RetrievalWatch
 
   return RetrievalWatch(
     training.model,
     data["watched"],
-    Tokenizer(data["tokenizer"]),
+    data["tokenizer"],
     config_lib.sampling(config),
     batch_size=config["batch_size"],
     mesh=mesh,
@@ -118,14 +225,13 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's share of the batches from `first_step` on."""
   from calince_jax.data.input import batches as pipeline
-  from calince_jax.data.tokenizer import Tokenizer
 
   pairs = [info.num_pairs for info in data["infos"]]
   return pipeline.train_batches(
     data["readers"],
     data["weights"],
     pair_offsets=[0, *np.cumsum(pairs)[:-1].tolist()],
-    tokenizer=Tokenizer(data["tokenizer"]),
+    tokenizer=data["tokenizer"],
     sampling=config_lib.sampling(config),
     batch_size=config["batch_size"],
     rows=sharding.local_rows(config["batch_size"], mesh),
@@ -138,7 +244,7 @@ def train_batches(
 
 
 def start_or_resume(
-  manager: Any, training: config_lib.Training, seed: int
+  manager: Any, training: Training, seed: int
 ) -> tuple[Any, int, dict[str, np.ndarray]]:
   """A fresh state, or that of the last checkpoint; its step; its visits."""
   step = manager.latest_step()

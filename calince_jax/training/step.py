@@ -91,7 +91,7 @@ def make_train_step(
   objective: Objective,
   *,
   ema_decay: float,
-  micro_batches: int = 1,
+  grad_cache_chunks: int = 1,
   mesh: Mesh | None = None,
 ) -> Callable:
   """The function (state, batch) -> (state, metrics), to be jitted.
@@ -105,7 +105,7 @@ def make_train_step(
     optimizer: from optimizer.py.
     objective: the mix of losses.
     ema_decay: in [0, 1); the average starts faster, as (1 + n) / (10 + n).
-    micro_batches: in how many parts the batch goes through the encoders, see
+    grad_cache_chunks: in how many chunks the batch is encoded, see
       grad_cache.py; the losses are of the whole batch all the same.
     mesh: over which the batch is spread; None: one device.
 
@@ -144,7 +144,7 @@ def make_train_step(
       functools.partial(encode, params, state.ema_params),
       batch,
       keys["dropout"],
-      parts=micro_batches,
+      parts=grad_cache_chunks,
       mesh=mesh,
     )
     related = model.apply(

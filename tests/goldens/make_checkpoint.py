@@ -19,7 +19,7 @@ import conftest  # eight devices
 import jax
 import numpy as np
 
-from calince_jax import config as config_lib
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.runtime import checkpoint, run_folder, sharding
 from calince_jax.training import setup
 
@@ -40,7 +40,9 @@ def main() -> None:
     config = conftest.tiny_config(data).to_dict()
     opened = setup.open_data(config)
     mesh = sharding.make_mesh()
-    training = config_lib.training(config, mesh, vocab_size=80, num_pairs=104)
+    training = setup.compile_training(
+      config, mesh, vocabulary=Vocabulary(80), num_pairs=104
+    )
     state = jax.tree.map(
       lambda leaf, place: jax.device_put(pattern(leaf), place),
       training.abstract,
@@ -50,9 +52,7 @@ def main() -> None:
       step=jax.device_put(np.int32(STEP), sharding.replicated(mesh))
     )
     config["data"]["datasets"] = "data"
-    run_folder.begin(
-      str(run), config, opened["tokenizer"], ["data"], opened["infos"]
-    )
+    setup.open_run_folder(config, str(run), opened | {"folders": ["data"]})
     with checkpoint.open_checkpoints(str(run)) as manager:
       checkpoint.save(manager, STEP, state, config)
     name = f"checkpoint_v{run_folder.FORMAT_VERSION}.tar.xz"

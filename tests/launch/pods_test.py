@@ -119,7 +119,7 @@ POD = {
 }
 EXTRA = [
   "--config.data.datasets=/data/it's mine",
-  "--config.model.tubelet=(2, 16)",
+  "--config.model.video.tubelet=(2, 16)",
   '--config.data.split="$HOME" *',
 ]
 

@@ -11,7 +11,6 @@ import pytest
 from conftest import TINY_MODEL
 
 from calince_jax.models import transformer
-from calince_jax.models.cali_nce import MASK_ID
 
 K = 3
 
@@ -28,17 +27,29 @@ def batch(rng):
   }
 
 
-def run(config, batch, *, params=None, seed=0):
-  model, key = config.build(), jax.random.key(seed)
-  streams = {"params": key, "negatives": key, "masking": key, "dropout": key}
+STREAMS = dict.fromkeys(
+  ("params", "negatives", "masking", "dropout"), jax.random.key(0)
+)
 
-  @jax.jit
-  def both(params):
-    if params is None:
-      params = model.init(streams, batch, num_negatives=K)
-    return params, model.apply(params, batch, num_negatives=K, rngs=streams)
 
-  return both(params)
+@functools.cache
+def programs(config):
+  """Jitted `init` and `apply` of a model, compiled once for all tests."""
+  model = config.build()
+  return (
+    jax.jit(lambda batch: model.init(STREAMS, batch, num_negatives=K)),
+    jax.jit(
+      lambda params, batch: model.apply(
+        params, batch, num_negatives=K, rngs=STREAMS
+      )
+    ),
+  )
+
+
+def run(config, batch, *, params=None):
+  init, apply = programs(config)
+  params = init(batch) if params is None else params
+  return params, apply(params, batch)
 
 
 def test_outputs(batch):
@@ -84,7 +95,7 @@ def test_masked_words_are_hidden_and_real(batch):
   assert (chosen.sum(axis=1) >= 1).all()
   assert not (chosen & ~np.asarray(batch["text_mask"])).any()
   hidden = batch | {
-    "text_ids": jnp.where(chosen, MASK_ID + 3, batch["text_ids"])
+    "text_ids": jnp.where(chosen, TINY_MODEL.mask_id + 3, batch["text_ids"])
   }
   _, other = run(TINY_MODEL, hidden, params=params)
   # The same words are masked, whatever they are: the logits cannot tell.
@@ -183,7 +194,7 @@ def test_more_negatives_than_there_are(batch):
 def test_heads_depend_on_both_sides(batch, head):
   config = dataclasses.replace(TINY_MODEL, head=head)
   model = config.build()
-  params, _ = run(config, batch)
+  params = programs(config)[0](batch)
   noise = np.random.default_rng(1)  # the head starts at zero
   params = jax.tree.map(
     lambda x: x + 0.1 * noise.normal(size=x.shape).astype(np.float32), params
@@ -207,25 +218,26 @@ def test_heads_depend_on_both_sides(batch, head):
   assert np.abs(plain - other_text).max() > 1e-5
 
 
+@functools.cache
+def loss_and_grad(config):
+  """Jitted, of the video tower alone."""
+  model = config.build()
+
+  def loss(params, video):
+    out = model.apply(params, video, method=model.encode_video)["embedding"]
+    return (out * jnp.arange(16)).sum()
+
+  return jax.jit(jax.value_and_grad(loss))
+
+
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_number(batch, scan, remat):
-  def loss_and_grad(config, params):
-    model = config.build()
-
-    @jax.jit
-    def function(params):
-      out = model.apply(params, batch["video"], method=model.encode_video)[
-        "embedding"
-      ]
-      return (out * jnp.arange(16)).sum()
-
-    return jax.value_and_grad(function)(params)
-
   config = dataclasses.replace(TINY_MODEL, scan=scan)
-  params, _ = run(config, batch)
-  plain = loss_and_grad(config, params)
-  again = loss_and_grad(dataclasses.replace(config, remat=remat), params)
+  params = programs(config)[0](batch)
+  plain = loss_and_grad(config)(params, batch["video"])
+  changed = dataclasses.replace(config, remat=remat)
+  again = loss_and_grad(changed)(params, batch["video"])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
     plain,
@@ -266,19 +278,21 @@ def test_dropout_needs_to_be_asked_for(batch):
   config = dataclasses.replace(TINY_MODEL, dropout=0.5)
   params, plain = run(config, batch)
   model, key = config.build(), jax.random.key(1)
-  noisy = model.apply(
-    params,
-    batch,
-    num_negatives=K,
-    deterministic=False,
-    rngs={"dropout": key, "negatives": key, "masking": key},
-  )
-  assert np.abs(plain["video"] - noisy["video"]).max() > 1e-3
+  noisy = jax.jit(
+    lambda params: model.apply(
+      params,
+      batch["video"],
+      deterministic=False,
+      rngs={"dropout": key},
+      method="encode_video",
+    )["embedding"]
+  )(params)
+  assert np.abs(plain["video"] - noisy).max() > 1e-3
 
 
 def test_the_temperature_is_clamped(batch):
   params, _ = run(TINY_MODEL, batch)
-  params["params"]["log_logit_scale"] = jnp.float32(9.0)
+  params = {"params": params["params"] | {"log_logit_scale": jnp.float32(9.0)}}
   _, out = run(TINY_MODEL, batch, params=params)
   np.testing.assert_allclose(out["logit_scale"], 100, rtol=1e-4)
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
 from calince_jax import config as config_lib
-from calince_jax import config_checks
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint, run_folder, sharding
 from calince_jax.training import setup
@@ -196,8 +196,7 @@ def test_there_is_a_golden_checkpoint_of_every_format():
 @pytest.mark.parametrize("version", [1, 2])
 def test_older_checkpoints_can_be_read(version, ways, tmp_path):
   run = golden_run(version, tmp_path)
-  config = run_folder.read_config(str(run))
-  config_checks.check(config)
+  config = config_lib.read_run(str(run))
   assert config["micro_batches"] == 1 and "similarities" in config
   mesh = jax.make_mesh(
     ways,
@@ -206,7 +205,9 @@ def test_older_checkpoints_can_be_read(version, ways, tmp_path):
     devices=jax.devices()[: ways[0] * ways[1]],
   )
   config["sharding"]["rules"] = [(".*", "model" if ways[1] > 1 else "fsdp")]
-  training = config_lib.training(config, mesh, vocab_size=80, num_pairs=104)
+  training = setup.compile_training(
+    config, mesh, vocabulary=Vocabulary(80), num_pairs=104
+  )
   with checkpoint.open_checkpoints(str(run)) as manager:
     state, step, visits = setup.start_or_resume(manager, training, seed=0)
   assert step == 3 and visits == {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config, train_tiny
 
+from calince_jax import config as config_lib
 from calince_jax.data.records import clip_dataset
 from calince_jax.errors import UserError
 from calince_jax.runtime import run_folder
@@ -19,13 +20,24 @@ def begin(workdir, config, infos=()):
   tokenizer = Path(workdir) / "made"
   tokenizer.write_bytes(b"")
   folders = [f"data{i}" for i in range(len(infos))]
-  run_folder.begin(workdir, config, tokenizer, folders, infos)
+  earlier = None
+  if run_folder.exists(workdir):
+    _, earlier = run_folder.read_document(workdir)
+  run_folder.begin(
+    workdir,
+    config,
+    tokenizer,
+    folders,
+    infos,
+    earlier=earlier,
+    may_change=config_lib.keys_that_may_change(),
+  )
 
 
 def test_the_configuration_comes_back(tmp_path):
   begin(str(tmp_path), CONFIG)
   begin(str(tmp_path), CONFIG)
-  read = run_folder.read_config(str(tmp_path))
+  read = run_folder.read_document(str(tmp_path))[1]
   assert read["model"] == {"size": "S", "tubelet": [2, 4]}
   document = json.loads((tmp_path / "config.json").read_text())
   assert document["format_version"] == run_folder.FORMAT_VERSION
@@ -50,7 +62,7 @@ def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
 def test_what_does_not_decide_the_run_may_change(tmp_path):
   begin(str(tmp_path), CONFIG)
   begin(str(tmp_path), CONFIG | {"log_every": 7})
-  assert run_folder.read_config(str(tmp_path))["log_every"] == 7
+  assert run_folder.read_document(str(tmp_path))[1]["log_every"] == 7
 
 
 @pytest.mark.parametrize(
@@ -65,36 +77,23 @@ def test_what_does_not_decide_the_run_may_change(tmp_path):
 def test_a_damaged_or_newer_config_is_said(tmp_path, content, said):
   (tmp_path / "config.json").write_text(content)
   with pytest.raises(UserError, match=f"config.json.*{said}"):
-    run_folder.read_config(str(tmp_path))
+    run_folder.read_document(str(tmp_path))[1]
 
 
 def test_not_a_run(tmp_path):
   with pytest.raises(UserError, match="not the folder of a run"):
-    run_folder.read_config(str(tmp_path))
+    run_folder.read_document(str(tmp_path))[1]
 
 
 def test_a_change_of_the_machine_is_no_other_run(tmp_path):
   config = tiny_config(tmp_path).to_dict()
   begin(str(tmp_path), config)
   config["sharding"] = {"model_parallel": 2, "rules": [["bias", "replicate"]]}
-  config["micro_batches"] = 4
+  config["grad_cache_chunks"] = 4
   config["data"]["datasets"] = "elsewhere"
   begin(str(tmp_path), config)
-  assert run_folder.read_config(str(tmp_path)) == json.loads(json.dumps(config))
-
-
-def test_an_older_configuration_is_filled_in(tmp_path):
-  config = {"seed": 3, "objective": {"power": 5.0}}
-  document = {"format_version": 1, "config": config}
-  (tmp_path / "config.json").write_text(json.dumps(document))
-  read = run_folder.read_config(str(tmp_path))
-  assert read["micro_batches"] == 1 and read["seed"] == 3
-  assert read["objective"] == {"power": 5.0, "mask_repeats": False}
-  assert read["similarities"]["form"] == "dense"
-  # What stands there counts.
-  config["micro_batches"] = 2
-  (tmp_path / "config.json").write_text(json.dumps(document))
-  assert run_folder.read_config(str(tmp_path))["micro_batches"] == 2
+  _, read = run_folder.read_document(str(tmp_path))
+  assert read == json.loads(json.dumps(config))
 
 
 def info(**changes):

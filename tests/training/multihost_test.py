@@ -26,7 +26,7 @@ CHANGES = {
 # The loss in tiles that go round all devices, the batch in two parts: it is the
 # number that one process gets from the dense loss of the whole batch.
 IN_TILES = {"similarities.form": "tiled", "similarities.tile": 1}
-IN_TILES |= {"micro_batches": 2}
+IN_TILES |= {"grad_cache_chunks": 2}
 
 
 @pytest.fixture(scope="module")

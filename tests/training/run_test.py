@@ -12,10 +12,10 @@ from conftest import start, tiny_config, tiny_flags, train_tiny, wait
 from benchmarks.survival.kills import STATE
 from benchmarks.survival.processes import rows as learning
 from calince_jax import config as config_lib
-from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.data.tokenizer import Tokenizer, Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.inference import model as inference
-from calince_jax.runtime import checkpoint, run_folder, sharding
+from calince_jax.runtime import checkpoint, sharding
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
 
@@ -82,7 +82,7 @@ def test_the_folder_of_a_run_holds_all_that_others_need(
 ):
   events = list((trained_run / "tensorboard").glob("events.out.tfevents.*"))
   assert len(events) == 1 and events[0].stat().st_size > 1000
-  config = run_folder.read_config(str(trained_run))
+  config = config_lib.read_run(str(trained_run))
   assert config["data"]["datasets"] == str(tiny_dataset)
   assert config["total_steps"] == 6
   Tokenizer(trained_run / "tokenizer.model")
@@ -196,9 +196,9 @@ def test_one_device_learns_what_eight_learn(tiny_dataset, tmp_path):
   # Adam divides small gradients by small numbers: of rounding, large steps.
   changes = {"optimizer.learning_rate": 1e-4}
   config = tiny_config(tiny_dataset, changes=changes).to_dict()
-  model = config_lib.model_config(config, vocab_size=80).build()
+  model = config_lib.model_config(config, Vocabulary(80)).build()
   init = functools.partial(
-    train_step.init_state, model, config_lib.optimizer(config)[0], 104
+    train_step.init_state, model, setup.open_optimizer(config)[0], 104
   )
   layout = sharding.shardings(
     jax.eval_shape(init, 0), sharding.make_mesh(), config["sharding"]["rules"]
@@ -241,7 +241,7 @@ def test_too_many_bad_steps_end_the_run(
 ):
   # A rate that config_checks.py would refuse.
   monkeypatch.setattr(
-    config_lib.optimizer_lib,
+    setup,
     "learning_rate_schedule",
     lambda *_: lambda _: 1e30,
   )

@@ -8,17 +8,23 @@ the positions [s B, (s + 1) B), on any number of hosts.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
+
+from calince_jax import fields
+from calince_jax.fields import OneOf, Range
 
 FRAME_SAMPLINGS = ("uniform", "window")
 MIX_SLOTS = 1024
 SUBSTITUTES = 100  # that are tried for one sample
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
   """How a clip becomes an array [num_frames, image_size, image_size, 3].
+
+  A part of `config.data`; configs/base.py has the defaults.
 
   Attributes:
     num_frames: T.
@@ -33,24 +39,15 @@ class Sampling:
       and right.
   """
 
-  num_frames: int
-  image_size: int
-  frames: str = "uniform"
-  frame_stride: int = 1
-  min_crop_area: float = 0.5
-  flip: bool = False
+  num_frames: Annotated[int, Range("[1, 4096]")]
+  image_size: Annotated[int, Range("[1, 4096]")]
+  frames: Annotated[str, OneOf(FRAME_SAMPLINGS)]
+  frame_stride: Annotated[int, Range("[1, 1e6]")]
+  min_crop_area: Annotated[float, Range("(0, 1]")]
+  flip: bool
 
   def __post_init__(self):
-    if self.frames not in FRAME_SAMPLINGS:
-      raise ValueError(
-        f"frames={self.frames!r} is unknown; choose one of"
-        f" {list(FRAME_SAMPLINGS)}"
-      )
-    if not 0 < self.min_crop_area <= 1:
-      raise ValueError(f"min_crop_area={self.min_crop_area} must be in (0, 1]")
-    for name in ("num_frames", "image_size", "frame_stride"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be positive")
+    fields.check_instance(self)
 
 
 class Mix:

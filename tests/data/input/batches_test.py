@@ -3,20 +3,21 @@
 import io
 import itertools
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import PLAIN_SAMPLING
 from PIL import Image
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input import clip_cache, label_noise, sampling
-from calince_jax.data.input.sampling import Sampling
 from calince_jax.data.records.clip_dataset import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
-SAMPLING = Sampling(num_frames=4, image_size=16, min_crop_area=0.6)
+SAMPLING = replace(PLAIN_SAMPLING, image_size=16, min_crop_area=0.6)
 BATCH = 8
 
 
@@ -128,7 +129,7 @@ def test_the_truth_belongs_to_the_pair(reader, tokenizer):
 def test_kept_in_memory_every_sample_is_the_same(reader, tokenizer, changes):
   fields = {"num_frames": 4, "image_size": 32, "min_crop_area": 1.0} | changes
   settings = {
-    "sampling": Sampling(**fields),
+    "sampling": replace(PLAIN_SAMPLING, **fields),
     "weights": [2.0, 1.0],
     "pair_offsets": [0, 80],
   }
@@ -173,7 +174,7 @@ def test_a_picture_of_the_right_size_is_not_resampled(reader):
 
 
 def test_pictures_equal_a_plain_decoder(reader, tokenizer):
-  whole = Sampling(num_frames=4, image_size=32, min_crop_area=1.0)
+  whole = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0)
   (batch,) = batches([reader], tokenizer, 1, sampling=whole)
   for p in range(BATCH):
     record = reader.read([batch["pair_index"][p] // 2])[0]
@@ -189,8 +190,8 @@ def test_pictures_equal_a_plain_decoder(reader, tokenizer):
 
 
 def test_flip_mirrors_some_clips(reader, tokenizer):
-  plain = Sampling(num_frames=4, image_size=32, min_crop_area=1.0)
-  flip = Sampling(num_frames=4, image_size=32, min_crop_area=1.0, flip=True)
+  plain = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0)
+  flip = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0, flip=True)
   (a,) = batches([reader], tokenizer, 1, sampling=plain)
   (b,) = batches([reader], tokenizer, 1, sampling=flip)
   same = [(x == y).all() for x, y in zip(a["video"], b["video"], strict=True)]

@@ -8,17 +8,17 @@ import csv
 import io
 import itertools
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_config
+from conftest import PLAIN_SAMPLING, tiny_config
 from PIL import Image
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input import clip_cache, label_noise, sampling
 from calince_jax.data.input.corrupt_records import DamagedRecord, DamageLog
-from calince_jax.data.input.sampling import Sampling
 from calince_jax.data.records import clip_dataset
 from calince_jax.data.records.clip_dataset import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
@@ -26,8 +26,8 @@ from calince_jax.errors import UserError
 from calince_jax.runtime import sharding
 from calince_jax.training import setup
 
-CROPS = Sampling(num_frames=4, image_size=16, min_crop_area=0.6)
-CENTRE = Sampling(num_frames=4, image_size=24, min_crop_area=1.0)
+CROPS = replace(PLAIN_SAMPLING, image_size=16, min_crop_area=0.6)
+CENTRE = replace(PLAIN_SAMPLING, image_size=24, min_crop_area=1.0)
 B, SEED, CLIPS = 8, 5, 40
 FLIPPED = (4, 11, 12, 30)  # records of `rotten` with a flipped bit
 

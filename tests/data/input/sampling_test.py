@@ -1,10 +1,13 @@
 """Addresses: which sample stands at which position."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import PLAIN_SAMPLING
 
 from calince_jax.data.input import sampling
-from calince_jax.data.input.sampling import Mix, Sampling
+from calince_jax.data.input.sampling import Mix
 
 
 @pytest.mark.parametrize(
@@ -23,14 +26,14 @@ from calince_jax.data.input.sampling import Mix, Sampling
   ],
 )
 def test_frames_without_randomness(kind, available, expected):
-  how = Sampling(4, 32, frames=kind, frame_stride=2)
+  how = replace(PLAIN_SAMPLING, frames=kind, frame_stride=2)
   assert sampling.sample_frames(how, available, None).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", sampling.FRAME_SAMPLINGS)
 @pytest.mark.parametrize("available", [1, 3, 4, 11, 100])
 def test_random_frames_lie_in_the_clip_in_order(kind, available):
-  how = Sampling(4, 32, frames=kind, frame_stride=2)
+  how = replace(PLAIN_SAMPLING, frames=kind, frame_stride=2)
   seen = set()
   for p in range(1_000):
     frames = sampling.sample_frames(how, available, sampling.generator(0, p))
@@ -41,7 +44,7 @@ def test_random_frames_lie_in_the_clip_in_order(kind, available):
 
 
 def test_random_crops_lie_in_the_picture_and_have_the_area():
-  how = Sampling(4, 32, min_crop_area=0.5)
+  how = replace(PLAIN_SAMPLING, min_crop_area=0.5)
   areas = []
   for p in range(300):
     y, x, h, w = sampling.sample_crop(how, 120, 90, sampling.generator(1, p))
@@ -51,23 +54,23 @@ def test_random_crops_lie_in_the_picture_and_have_the_area():
 
 
 def test_the_middle_square_is_the_crop_of_evaluation():
-  box = sampling.sample_crop(Sampling(4, 32), 120, 90, None)
+  box = sampling.sample_crop(PLAIN_SAMPLING, 120, 90, None)
   assert box.tolist() == [0, 15, 90, 90]
   boxes = [sampling.view_crop(120, 90, crop, 3).tolist() for crop in range(3)]
   assert boxes == [[0, 0, 90, 90], [0, 15, 90, 90], [0, 30, 90, 90]]
 
 
 def test_test_views_spread_over_the_clip():
-  how = Sampling(4, 32, frames="window", frame_stride=2)
+  how = replace(PLAIN_SAMPLING, frames="window", frame_stride=2)
   starts = [sampling.view_frames(how, 27, clip, 3)[0] for clip in range(3)]
   assert starts == [0, 10, 20]
-  whole = Sampling(4, 32)
+  whole = PLAIN_SAMPLING
   views = [sampling.view_frames(whole, 16, clip, 2) for clip in range(2)]
   assert views[0].tolist() != views[1].tolist()
 
 
 def test_a_sample_is_its_address():
-  how = Sampling(4, 32)
+  how = PLAIN_SAMPLING
   for p in (0, 7, 2**40):
     first, again = (
       sampling.sample_frames(how, 50, sampling.generator(3, p)).tolist()
@@ -115,4 +118,4 @@ def test_weights_must_be_positive_and_not_too_small(weights):
 )
 def test_wrong_choices_are_named(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
-    Sampling(**{"num_frames": 4, "image_size": 32, **wrong})
+    replace(PLAIN_SAMPLING, **wrong)
