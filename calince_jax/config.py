@@ -163,10 +163,11 @@ def keys_that_may_change() -> list[str]:
 
   def walk(kind, prefix):
     for name, annotation in fields.annotations(kind).items():
+      section = fields.section(annotation)
       if MAY_CHANGE in fields.marks(annotation):
         yield prefix + name
-      elif dataclasses.is_dataclass(fields.section(annotation)):
-        yield from walk(fields.section(annotation), f"{prefix}{name}.")
+      elif isinstance(section, type):
+        yield from walk(section, f"{prefix}{name}.")
 
   return list(walk(Config, ""))
 

@@ -32,6 +32,12 @@ def make_step(tx=SGD, objective=OBJECTIVE, model=TINY_MODEL):
 
 
 @pytest.fixture(scope="module")
+def plain_step():
+  """The step of OBJECTIVE on one device, compiled once for all tests."""
+  return jax.jit(make_step())
+
+
+@pytest.fixture(scope="module")
 def start():
   return jax.jit(
     lambda: train_step.init_state(TINY_MODEL.build(), SGD, 16, 0)
@@ -39,10 +45,10 @@ def start():
 
 
 @pytest.mark.parametrize("model_parallel, rule", [(1, "fsdp"), (2, "model")])
-def test_eight_devices_equal_one(rng, start, model_parallel, rule):
+def test_eight_devices_equal_one(rng, start, plain_step, model_parallel, rule):
   batch = batch_of(rng)
   step = make_step()
-  plain, metrics = jax.jit(step)(start, batch)
+  plain, metrics = plain_step(start, batch)
   mesh = sharding.make_mesh(model_parallel)
   layout = sharding.shardings(start, mesh, [(".*", rule)], smallest=64)
   rows = sharding.batch_sharding(mesh)
@@ -89,9 +95,8 @@ def test_overfits_one_batch(rng, start):
   assert metrics["predictive"] < 0.7 * first["predictive"]
 
 
-def test_a_step_that_is_not_finite_changes_nothing(rng, start):
-  batch = batch_of(rng)
-  step = jax.jit(make_step())
+def test_a_step_that_is_not_finite_changes_nothing(rng, start, plain_step):
+  batch, step = batch_of(rng), plain_step
   state, metrics = step(start, batch)
   assert not metrics["skipped"]
   poisoned = state.replace(
@@ -137,8 +142,8 @@ def test_the_pairs_to_blame_are_named(rng, start):
   assert metrics["pairs"]["finite"].all() and not metrics["skipped"]
 
 
-def test_the_average_follows_the_parameters(rng, start):
-  state, _ = jax.jit(make_step())(start, batch_of(rng))
+def test_the_average_follows_the_parameters(rng, start, plain_step):
+  state, _ = plain_step(start, batch_of(rng))
   decay = 1 / 10  # (1 + n) / (10 + n) at n = 0
   name = "video_projection"
   expected = decay * start.params[name]["kernel"]
@@ -148,9 +153,8 @@ def test_the_average_follows_the_parameters(rng, start):
   )
 
 
-def test_randomness_depends_on_the_step(rng, start):
-  batch = batch_of(rng)
-  step = jax.jit(make_step())
+def test_randomness_depends_on_the_step(rng, start, plain_step):
+  batch, step = batch_of(rng), plain_step
   _, first = step(start, batch)
   _, again = step(start, batch)
   _, other = step(start.replace(step=jnp.int32(1)), batch)
