@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import DERIVED, MAY_CHANGE, ByName, Check, OneOf, Range
 from calince_jax.models import heads, transformer
+from calince_jax.models.partitioning import spread
 from calince_jax.models.text import TextTransformerSettings
 from calince_jax.models.video_vit import VideoViTSettings
 
@@ -108,8 +109,8 @@ class CaliNCE(nn.Module):
     }
     self.video_encoder = c.video.build(shared)
     self.text_encoder = c.text.build(c.vocab_size, c.text_length, shared)
-    self.video_projection = nn.Dense(c.embedding_dim, use_bias=False)
-    self.text_projection = nn.Dense(c.embedding_dim, use_bias=False)
+    self.video_projection = transformer.dense(c.embedding_dim, use_bias=False)
+    self.text_projection = transformer.dense(c.embedding_dim, use_bias=False)
     self.log_logit_scale = self.param(
       "log_logit_scale",
       lambda key: jnp.log(jnp.asarray(c.logit_scale, jnp.float32)),
@@ -146,7 +147,7 @@ class CaliNCE(nn.Module):
     """
     feature, tokens = self.video_encoder(video, deterministic=deterministic)
     return {
-      "embedding": _unit(self.video_projection(feature)),
+      "embedding": spread(_unit(self.video_projection(feature))),
       "feature": feature,
       "tokens": tokens,
     }
@@ -157,7 +158,7 @@ class CaliNCE(nn.Module):
     """int32, bool [B, L] -> `embedding` [B, D], `feature`, `tokens`, `mask`."""
     feature, tokens = self.text_encoder(ids, mask, deterministic=deterministic)
     return {
-      "embedding": _unit(self.text_projection(feature)),
+      "embedding": spread(_unit(self.text_projection(feature))),
       "feature": feature,
       "tokens": tokens,
       "mask": mask,
@@ -319,7 +320,7 @@ class CaliNCE(nn.Module):
     B = video["embedding"].shape[0]
     distances = 1 + jax.random.permutation(self.make_rng("negatives"), B - 1)
     others = [text] + [
-      jax.tree.map(lambda x, k=k: jnp.roll(x, distances[k], 0), text)
+      jax.tree.map(lambda x, k=k: spread(jnp.roll(x, distances[k], 0)), text)
       for k in range(min(num_negatives, B - 1))
     ]
     v = video["embedding"]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from calince_jax.models import transformer
+from calince_jax.models.partitioning import spread
+from calince_jax.models.transformer import dense
 
 
 def _logit():
@@ -41,14 +43,14 @@ class CorrespondenceHead(nn.Module):
     """float32 [B], from dicts with `embedding` [B, D], `tokens` and `mask`."""
     v, t = video["embedding"], text["embedding"]
     if self.kind == "mlp":
-      x = jnp.concatenate([v, t, v * t, jnp.abs(v - t)], axis=-1)
+      x = spread(jnp.concatenate([v, t, v * t, jnp.abs(v - t)], axis=-1))
       # Entries of a unit vector are of size 1 / sqrt(D).
       x = x * jnp.sqrt(jnp.float32(v.shape[-1]))
-      x = nn.gelu(nn.Dense(self.hidden, name="hidden_0")(x))
-      x = nn.gelu(nn.Dense(self.hidden, name="hidden_1")(x))
+      x = nn.gelu(dense(self.hidden, name="hidden_0")(x))
+      x = nn.gelu(dense(self.hidden, name="hidden_1")(x))
       return _logit()(x)[:, 0]
     if self.kind == "bilinear":
-      projected = nn.Dense(t.shape[-1], use_bias=False, name="bilinear")(v)
+      projected = dense(t.shape[-1], use_bias=False, name="bilinear")(v)
       bias = self.param("bias", nn.initializers.zeros, ())
       return jnp.sqrt(jnp.float32(v.shape[-1])) * (projected * t).sum(-1) + bias
     if self.kind == "cosine":
@@ -62,7 +64,7 @@ class CorrespondenceHead(nn.Module):
     )
 
   def _fusion(self, video, text):
-    x = nn.Dense(self.hidden, dtype=self.dtype, name="text")(text["tokens"])
+    x = dense(self.hidden, dtype=self.dtype, name="text")(text["tokens"])
     x = transformer.Transformer(
       depth=1,
       num_heads=self.num_heads,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import OneOf
 from calince_jax.models import transformer
+from calince_jax.models.partitioning import spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class TextTransformer(nn.Module):
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """int32 [B, L] -> [B, L, width]: token plus position embeddings."""
-    return self.embedding(ids) + self.position
+    return spread(self.embedding(spread(ids)) + self.position)
 
   def tokens(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
@@ -95,7 +96,7 @@ class TextTransformer(nn.Module):
 
   def vocabulary_logits(self, tokens: jax.Array) -> jax.Array:
     """[B, L, width] -> [B, L, vocab_size] with the tied embedding."""
-    return self.embedding.attend(tokens.astype(self.dtype))
+    return spread(self.embedding.attend(tokens.astype(self.dtype)))
 
   def __call__(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True

@@ -13,6 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from calince_jax.models import partitioning
+from calince_jax.models.partitioning import spread
+
 # What the backward pass keeps: everything; the outputs of the products; or
 # the blocks' inputs alone.
 REMAT = ("none", "dots", "full")
@@ -54,17 +57,38 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    x = nn.Dense(self.hidden, dtype=self.dtype, name="in")(x)
-    return nn.Dense(width, dtype=self.dtype, name="out")(nn.gelu(x))
+    x = dense(self.hidden, dtype=self.dtype, name="in")(x)
+    return dense(width, dtype=self.dtype, name="out")(nn.gelu(spread(x)))
+
+
+def dense(features: int, **settings: Any) -> nn.Dense:
+  """`nn.Dense` of activations [B, ...] whose kernel is gathered."""
+  return nn.Dense(features, dot_general=partitioning.dot_general, **settings)
 
 
 def _attention(num_heads, dtype, name):
   return nn.MultiHeadDotProductAttention(
     num_heads=num_heads,
     dtype=dtype,
-    force_fp32_for_softmax=True,
     kernel_init=nn.initializers.xavier_uniform(),
+    attention_fn=_attend,
+    qkv_dot_general=partitioning.dot_general,
+    out_dot_general=partitioning.dot_general,
     name=name,
+  )
+
+
+def _attend(query, key, value, *, mask=None, dtype=None):
+  """Scaled dot-product attention, [B, L, heads, W / heads] each."""
+  return spread(
+    nn.dot_product_attention(
+      spread(query),
+      spread(key),
+      spread(value),
+      mask=mask,
+      dtype=dtype,
+      force_fp32_for_softmax=True,
+    )
   )
 
 
@@ -86,16 +110,17 @@ class Block(nn.Module):
     def residual(y):
       return nn.Dropout(self.dropout)(y, deterministic=deterministic)
 
+    x = spread(x)
     y = _norm("attention_norm")(x).astype(self.dtype)
     y = _attention(self.num_heads, self.dtype, "attention")(y, y, mask=mask)
-    x = x + residual(y)
+    x = spread(x + residual(y))
     if self.cross_attention:
       y = _norm("cross_attention_norm")(x).astype(self.dtype)
       cross = _attention(self.num_heads, self.dtype, "cross_attention")
-      x = x + residual(cross(y, memory.astype(self.dtype)))
+      x = spread(x + residual(cross(y, memory.astype(self.dtype))))
     y = _norm("mlp_norm")(x).astype(self.dtype)
     y = MLP(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")(y)
-    return x + residual(y), None
+    return spread(x + residual(y)), None
 
 
 class Transformer(nn.Module):
@@ -154,7 +179,7 @@ class Transformer(nn.Module):
         x, _ = block(**settings, name=f"block_{i}")(
           x, mask, memory, deterministic
         )
-    return _norm("norm")(x)
+    return spread(_norm("norm")(x))
 
 
 def _rematerialised(name, in_scan):
@@ -197,11 +222,11 @@ class Pooling(nn.Module):
         f"pooling {self.kind!r} is unknown; choose one of {list(POOLINGS)}"
       )
     query = self.param("query", nn.initializers.xavier_uniform(), (1, 1, W))
-    query = jnp.tile(query, (B, 1, 1)).astype(self.dtype)  # [B, 1, W]
+    query = spread(jnp.tile(query, (B, 1, 1)).astype(self.dtype))  # [B, 1, W]
     attend = None if mask is None else mask[:, None, None, :]
     pooled = _attention(self.num_heads, self.dtype, "attention")(
       query, x.astype(self.dtype), mask=attend
     )
     y = _norm("norm")(pooled).astype(self.dtype)
     pooled = pooled + MLP(4 * W, self.dtype, name="mlp")(y)
-    return pooled[:, 0].astype(jnp.float32)  # [B, W]
+    return spread(pooled[:, 0].astype(jnp.float32))  # [B, W]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import Check, OneOf, Range
 from calince_jax.models import transformer
+from calince_jax.models.partitioning import spread
 
 
 def _is_tubelet(value):
@@ -99,12 +100,14 @@ class VideoViT(nn.Module):
       ValueError: the clip cannot be cut into whole tubelets.
     """
     size = transformer.size(self.size)
-    x = self._tubelets(video)  # [B, T', N, t*p*p*3]
+    x = spread(self._tubelets(spread(video)))  # [B, T', N, t*p*p*3]
     B, T, N, _ = x.shape
-    x = nn.Dense(size.width, dtype=self.dtype, name="patch_embedding")(x)
+    x = transformer.dense(size.width, dtype=self.dtype, name="patch_embedding")(
+      x
+    )
     position = nn.initializers.normal(0.02)
     x = x + self.param("space_position", position, (N, size.width))
-    x = x + self.param("time_position", position, (T, 1, size.width))
+    x = spread(x + self.param("time_position", position, (T, 1, size.width)))
 
     def stack(depth, name):
       return transformer.Transformer(
@@ -117,13 +120,13 @@ class VideoViT(nn.Module):
         name=name,
       )
 
-    x = x.reshape(B * T, N, size.width)
+    x = spread(x.reshape(B * T, N, size.width))
     x = stack(size.depth, "spatial")(x, deterministic=deterministic)
     x = x.reshape(B, T, N, size.width).swapaxes(1, 2)  # [B, N, T', W]
-    x = x.reshape(B * N, T, size.width)
+    x = spread(x.reshape(B * N, T, size.width))
     x = stack(self.temporal_depth, "temporal")(x, deterministic=deterministic)
     x = x.reshape(B, N, T, size.width).swapaxes(1, 2)  # [B, T', N, W]
-    tokens = x.reshape(B, T * N, size.width)
+    tokens = spread(x.reshape(B, T * N, size.width))
     pooled = transformer.Pooling(
       self.pooling, size.num_heads, self.dtype, name="pooling"
     )(tokens)

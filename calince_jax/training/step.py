@@ -232,7 +232,9 @@ def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
   def step_of_all(state, batch):
     stop = batch["stop"].any()
     rest = {name: value for name, value in batch.items() if name != "stop"}
-    state, metrics = step(state, rest)
+    # The models pin their activations to the axes of this mesh.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      state, metrics = step(state, rest)
     return state, metrics | {"stop": stop}
 
   return jax.jit(
