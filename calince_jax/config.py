@@ -43,6 +43,8 @@ def model_config(config: Mapping[str, Any], vocab_size: int) -> ModelConfig:
 def objective(config: Mapping[str, Any]) -> Objective:
   """The mix of losses, from `config.objective`; shares become steps."""
   fields = dict(config["objective"])
+  fields["scorer"] = fields.pop("score")
+  fields["mask_duplicates"] = fields.pop("mask_repeats")
   for name in ("warmup", "ramp"):
     share = fields.pop(f"{name}_share")
     fields[f"{name}_steps"] = round(share * config["total_steps"])
@@ -73,7 +75,9 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
   form = choices["form"]
   if form == "auto":
     small = 4 * N * N // mesh.size <= LARGEST_DENSE
-    tileable = config["objective"]["contrastive"] in contrastive.OF_SUMS
+    tileable = (
+      config["objective"]["contrastive"] in contrastive.LOSSES_FROM_SUMS
+    )
     form = "dense" if small or not tileable else "tiled"
   if form == "dense":
     return None
@@ -84,11 +88,11 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
       # All devices work on it, those of one model too, where they can.
       axis="data" if N % mesh.size else mesh.axis_names,
       tile=choices["tile"],
-      products=choices["products"],
-      keep=choices["keep"],
+      matmul_dtype=choices["products"],
+      max_saved_bytes=choices["keep"],
       kernel=KERNELS[choices["kernel"]],
     )
-    each = N // tiling.ways
+    each = N // tiling.num_devices
     side = min(tiling.tile, each)
     if tiling.kernel is not None:
       tiling.kernel.check(side, config["model"]["embedding_dim"])

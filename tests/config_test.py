@@ -157,7 +157,7 @@ def test_the_similarities_are_tiled_where_they_are_large(
   tiling = config_lib.tiling(config.to_dict(), mesh)
   assert (tiling is not None) == tiled
   if tiled:
-    assert tiling.ways == 8
+    assert tiling.num_devices == 8
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_equals_the_tiles_of_xla(rng, loss, products):
   ids = jnp.int32(rng.integers(0, 100, 128))  # some stand twice
 
   def mean(options, video, text, scale, bias):
-    options = options | {"products": products, "pair_ids": ids}
+    options = options | {"matmul_dtype": products, "pair_ids": ids}
     if loss == "nce":
       return tiled_pair_losses(video, text, scale, **options).mean()
     return tiled_siglip(video, text, scale, bias, **options).mean()

@@ -11,7 +11,7 @@ from calince_jax.losses import calibration, noise_robust
 from calince_jax.losses.calibrated_nce import pair_losses, similarity
 from calince_jax.losses.contrastive import LOSSES
 from calince_jax.losses.objective import Objective, co_training_loss
-from calince_jax.losses.predictive import predictive_loss, summarise
+from calince_jax.losses.predictive import predictive_loss, reduce_prediction
 
 STEP = jnp.int32(1_000)
 
@@ -32,7 +32,7 @@ def outputs(rng):
     "logit_bias": jnp.float32(-3.0),
     "momentum_video": unit(8, 16),
     "momentum_text": unit(8, 16),
-    "prediction": summarise(tokens(rng)),
+    "prediction": reduce_prediction(tokens(rng)),
   }
 
 
@@ -81,7 +81,7 @@ def test_methods_differ_in_the_objective_alone(outputs):
   infonce, plain = loss_of(
     outputs,
     confidence="none",
-    score="cosine",
+    scorer="cosine",
     correspondence_weight=0.0,
     predictive_weight=0.0,
   )
@@ -125,7 +125,7 @@ def test_the_oracle_trusts_what_is_not_known_to_be_wrong(outputs):
 
 
 def test_only_the_oracle_sees_the_truth(outputs):
-  for confidence in set(calibration.KINDS) - {"oracle"}:
+  for confidence in set(calibration.CONFIDENCES) - {"oracle"}:
     losses = {
       float(
         loss_of(
@@ -159,7 +159,7 @@ def test_each_contrastive_loss_is_another(outputs, kind):
     "correspondence_weight": 0.0,
     "predictive_weight": 0.0,
     "confidence": "none",
-    "score": "cosine",
+    "scorer": "cosine",
   }
   loss, _ = loss_of(outputs, contrastive=kind, **alone)
   plain, _ = loss_of(outputs, **alone)
@@ -263,7 +263,7 @@ def test_token_loss_equals_plain_loops_in_float64(rng):
     ]
     expected.append(np.mean(nats) if nats else 0.0)
   np.testing.assert_allclose(
-    predictive_loss(summarise(prediction)), expected, rtol=1e-5
+    predictive_loss(reduce_prediction(prediction)), expected, rtol=1e-5
   )
 
 
@@ -302,7 +302,7 @@ def test_one_pair_is_finite(outputs):
     ({"correspondence_weight": -1.0}, "negative"),
     ({"correspondence_weight": 0.0}, "needs the correspondence head"),
     ({"contrastive": "triplet"}, "rince"),
-    ({"score": "logit"}, "cosine"),
+    ({"scorer": "logit"}, "cosine"),
     ({"memory": 1.5}, "memory"),
     ({"noise_rate": 1.0}, "noise_rate"),
     ({"floor": 2.0}, "floor"),

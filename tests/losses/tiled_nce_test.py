@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from calince_jax.losses import contrastive, noise_robust, tiled_nce
 from calince_jax.losses.calibrated_nce import (
   calibrated_nce,
-  leave_out_repeats,
+  mask_duplicate_pairs,
   similarity,
 )
 from calince_jax.losses.tiled_nce import (
@@ -78,7 +78,9 @@ def test_equals_the_dense_loss(devices, n, d, tile):
   N, mesh = n * devices, MESHES[devices]()
   keep = KEPT if (n + devices) % 2 else 0
   ours = value_and_grads(
-    functools.partial(tiled_calibrated_nce, mesh=mesh, tile=tile, keep=keep)
+    functools.partial(
+      tiled_calibrated_nce, mesh=mesh, tile=tile, max_saved_bytes=keep
+    )
   )
   dense = value_and_grads(calibrated_nce)
 
@@ -152,7 +154,7 @@ def test_a_pair_that_stands_twice_is_no_negative_of_itself(rng, mesh):
   video, text = pairs(rng, 16, 8)
   ids = jnp.int32([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 3, 3, 8, 9])
   S = similarity(video, text, 10.0)
-  dense = contrastive.pair_losses(leave_out_repeats(S, ids))
+  dense = contrastive.pair_losses(mask_duplicate_pairs(S, ids))
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -182,7 +184,7 @@ def test_siglip_equals_the_dense_one(rng, devices, keep):
     return noise_robust.siglip(S).mean()
 
   def ours(video, text, scale, bias):
-    options = {"mesh": MESHES[devices](), "tile": 3, "keep": keep}
+    options = {"mesh": MESHES[devices](), "tile": 3, "max_saved_bytes": keep}
     return tiled_siglip(video, text, scale, bias, **options).mean()
 
   arguments = video, text, jnp.float32(10.0), jnp.float32(-5.0)
@@ -197,9 +199,9 @@ def test_siglip_equals_the_dense_one(rng, devices, keep):
   )
 
 
-@pytest.mark.parametrize("mask_repeats", [False, True])
-@pytest.mark.parametrize("kind", contrastive.OF_SUMS)
-def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
+@pytest.mark.parametrize("mask_duplicates", [False, True])
+@pytest.mark.parametrize("kind", contrastive.LOSSES_FROM_SUMS)
+def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_duplicates):
   video, text = pairs(rng, 16, 8, 1.0)
   ids = jnp.int32(rng.integers(0, 12, 16))
 
@@ -210,8 +212,13 @@ def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
       "logit_scale": scale,
       "logit_bias": bias,
     }
-    losses, metrics = contrastive.pair_losses_of(
-      kind, outputs, ids, blend=1.0, mask_repeats=mask_repeats, tiling=tiling
+    losses, metrics = contrastive.pair_loss(
+      kind,
+      outputs,
+      ids,
+      blend=1.0,
+      mask_duplicates=mask_duplicates,
+      tiling=tiling,
     )
     return losses.mean(), metrics
 
@@ -253,7 +260,9 @@ def test_memory_does_not_grow_with_the_number_of_devices():
     return compiled.memory_analysis().temp_size_in_bytes
 
   def ours(mesh):
-    return lambda *x: tiled_calibrated_nce(*x, mesh=mesh, tile=64, keep=0)
+    return lambda *x: tiled_calibrated_nce(
+      *x, mesh=mesh, tile=64, max_saved_bytes=0
+    )
 
   two, four, eight = (temporary(devices, ours) for devices in (2, 4, 8))
   assert max(two, four, eight) < 1.1 * min(two, four, eight)
@@ -267,7 +276,9 @@ def test_what_is_kept_is_not_computed_again(rng):
   def products(keep):
     jaxpr = jax.make_jaxpr(
       jax.grad(
-        lambda v: tiled_calibrated_nce(v, text, jnp.ones(16), 9.0, keep=keep)
+        lambda v: tiled_calibrated_nce(
+          v, text, jnp.ones(16), 9.0, max_saved_bytes=keep
+        )
       )
     )(video)
     return str(jaxpr).count("dot_general")
@@ -281,7 +292,7 @@ def test_bfloat16_products_are_near_and_sums_are_float32(rng):
   w = jnp.float32(rng.random(64))
 
   def ours(*x):
-    return tiled_calibrated_nce(*x, tile=16, products="bfloat16")
+    return tiled_calibrated_nce(*x, tile=16, matmul_dtype="bfloat16")
 
   loss, grads = value_and_grads(ours)(video, text, w, 14.3)
   dense, dense_grads = value_and_grads(calibrated_nce)(video, text, w, 14.3)
@@ -322,7 +333,7 @@ def test_what_is_not_finite_stays_so(rng):
     ({"confidence": jnp.ones(3)}, "confidence"),
     ({"pair_ids": jnp.ones(3, jnp.int32)}, "pair_ids"),
     ({"tile": 0}, "tile"),
-    ({"products": "int8"}, "bfloat16"),
+    ({"matmul_dtype": "int8"}, "bfloat16"),
     ({"axis": "rows", "mesh": make_mesh(1)}, "axes"),
     ({"mesh": make_mesh(1)}, "8 devices cannot share 6"),
   ],

@@ -165,7 +165,7 @@ def test_unused_heads_are_not_run(rng, start):
     correspondence_weight=0.0,
     predictive_weight=0.0,
     confidence="none",
-    score="cosine",
+    scorer="cosine",
   )
   after, metrics = jax.jit(make_step(objective=objective))(start, batch_of(rng))
   assert "correspondence" not in metrics and "predictive" not in metrics
