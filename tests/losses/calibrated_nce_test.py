@@ -81,7 +81,7 @@ def test_equal_confidences_give_the_plain_infonce_and_scale_cancels(rng):
     np.testing.assert_allclose(loss, plain, rtol=1e-5)
 
 
-def test_a_distrusted_pair_counts_only_as_a_negative(rng):
+def test_a_pair_with_weight_0_counts_only_as_a_negative(rng):
   video, text = (jnp.float32(unit(rng, 6, 8)) for _ in range(2))
   trusted = jnp.array([1.0, 1, 1, 1, 1, 0])
   whole = calibrated_nce(video, text, trusted, 10.0)
@@ -161,6 +161,6 @@ def test_eight_devices_equal_one(rng, model_parallel):
 @pytest.mark.parametrize(
   "shapes", [((4, 8), (5, 8), (4,)), ((4, 8), (4, 8), (3,)), ((4,), (4,), (4,))]
 )
-def test_shapes_that_do_not_belong_together_are_an_error(shapes):
+def test_shapes_that_do_not_agree_are_an_error(shapes):
   with pytest.raises(ValueError, match="must"):
     calibrated_nce(*(jnp.ones(shape) for shape in shapes), 1.0)

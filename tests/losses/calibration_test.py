@@ -70,7 +70,7 @@ def observed(scores, scorer="both"):
 
 
 @pytest.mark.parametrize("scorer", calibration.SCORERS)
-def test_a_score_is_measured_in_deviations_of_the_negatives(rng, scorer):
+def test_alignment_scores_are_standardised_by_the_negatives(rng, scorer):
   scores = scores_of(rng)
   _, x = observed(scores, scorer)
 
@@ -143,7 +143,7 @@ def test_confidence_takes_no_gradient(rng, kind):
   assert not any(np.any(grad) for grad in jax.tree.leaves(grads))
 
 
-def test_what_is_frozen_gives_the_same_confidence(rng):
+def test_inference_gives_the_same_confidence(rng):
   scores = scores_of(rng)
   state, x = observed(scores)
   frozen = calibration.inference_calibration(
@@ -163,7 +163,7 @@ def test_what_is_frozen_gives_the_same_confidence(rng):
   assert np.mean(given["posterior"]) > np.mean(frozen["posterior"])
 
 
-def test_a_pair_is_remembered_by_its_index():
+def test_the_memory_averages_the_confidence_of_each_pair():
   memory = calibration.init_state(5)["memory"]
   visits = ([1, 3], [0.2, 1.0]), ([3, 0], [0.5, 0.6]), ([3, 4], [0.0, 1.0])
   for index, confidence in visits:
@@ -181,7 +181,7 @@ def test_a_pair_is_remembered_by_its_index():
   np.testing.assert_allclose(average, 1.0, atol=1e-5)
 
 
-def test_warm_up_goes_from_one_to_the_confidence():
+def test_warmup_goes_from_one_to_the_weight():
   w = [
     float(calibration.warmup_weight(jnp.float32(0.2), jnp.int32(step), 10, 4))
     for step in range(16)

@@ -90,7 +90,7 @@ def test_the_ratio_is_an_isotonic_regression(rng):
   )
 
 
-def test_scores_that_tell_nothing_apart_trust_nobody_more(rng):
+def test_scores_without_information_give_equal_confidences(rng):
   same = jnp.float32(rng.normal(size=4_000))
   histograms = histograms_of(same, same[:, None])
   cap = density_ratio.LARGEST_NOISE_RATE
@@ -101,7 +101,7 @@ def test_scores_that_tell_nothing_apart_trust_nobody_more(rng):
   assert np.ptp(w) < 1e-3
 
 
-def test_empty_histograms_are_no_nan():
+def test_empty_histograms_give_no_nan():
   empty = density_ratio.init_histograms()
   w = density_ratio.matched_posterior(empty, 0.5, jnp.array([-1e9, 0.0, 1e9]))
   np.testing.assert_allclose(w, 0.5, atol=1e-6)

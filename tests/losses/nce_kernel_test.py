@@ -92,14 +92,14 @@ def test_it_lowers_to_triton_for_a_gpu(dtype):
     (64, 32, 64, "64 numbers"),
   ],
 )
-def test_what_it_cannot_cut_is_an_error(n, d, tile, message):
+def test_sizes_that_it_cannot_cut_are_an_error(n, d, tile, message):
   with pytest.raises(ValueError, match=message):
     tiled_pair_losses(
       jnp.ones((n, d)), jnp.ones((n, d)), 1.0, tile=tile, kernel=nce_kernel
     )
 
 
-def test_it_can_be_lifted_out():
+def test_it_imports_nothing_but_jax():
   tree = ast.parse(Path(nce_kernel.__file__).read_text())
   imported = {
     (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)

@@ -115,7 +115,7 @@ def test_floor_and_power_shape_the_weight_and_not_the_confidence(outputs):
   np.testing.assert_array_equal(shaped["pairs"]["confidence"], w)
 
 
-def test_the_oracle_trusts_what_is_not_known_to_be_wrong(outputs):
+def test_the_oracle_trusts_all_pairs_but_known_mismatches(outputs):
   _, aux = loss_of(outputs, confidence="oracle")
   np.testing.assert_array_equal(
     aux["pairs"]["weight"], [1, 0, 1, 1, 0, 1, 1, 1]
@@ -154,7 +154,7 @@ def test_memory_averages_over_visits(outputs):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_each_contrastive_loss_is_another(outputs, kind):
+def test_each_contrastive_loss_is_the_one_that_is_named(outputs, kind):
   alone = {
     "correspondence_weight": 0.0,
     "predictive_weight": 0.0,
@@ -184,7 +184,7 @@ def test_each_contrastive_loss_is_another(outputs, kind):
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
 
 
-def test_mil_nce_takes_a_pair_that_stands_twice_as_positive(outputs):
+def test_mil_nce_takes_a_duplicate_pair_as_positive(outputs):
   twice = BATCH | {"pair_index": jnp.array([0, 0, 2, 3, 4, 5, 6, 7])}
   once, _ = loss_of(outputs, contrastive="mil_nce")
   again, _ = loss_of(outputs, contrastive="mil_nce", batch=twice)
@@ -229,7 +229,7 @@ def test_weigh_predictive_weighs_the_predictive_term(outputs):
   )
 
 
-def test_what_is_logged(outputs):
+def test_metrics(outputs):
   _, aux = loss_of(outputs, noise_rate=0.4)
   m = aux["metrics"]
   np.testing.assert_allclose(m["ln_N"], np.log(8), rtol=1e-6)

@@ -150,7 +150,7 @@ def test_a_mesh_of_explicit_axes_equals_one_device(rng):
 
 
 @pytest.mark.parametrize("mesh", [None, 8])
-def test_a_pair_that_stands_twice_is_no_negative_of_itself(rng, mesh):
+def test_a_duplicate_pair_is_no_negative_of_itself(rng, mesh):
   video, text = pairs(rng, 16, 8)
   ids = jnp.int32([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 3, 3, 8, 9])
   S = similarity(video, text, 10.0)
@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_number_of_devices():
   assert temporary(8, lambda mesh: calibrated_nce) > 10 * eight
 
 
-def test_what_is_kept_is_not_computed_again(rng):
+def test_saved_tiles_are_not_computed_again(rng):
   video, text = pairs(rng, 16, 8)
 
   def products(keep):
@@ -318,7 +318,7 @@ def test_finite_at_the_extremes(n, logit_scale):
   assert all(np.isfinite(grad).all() for grad in grads)
 
 
-def test_what_is_not_finite_stays_so(rng):
+def test_a_nan_in_the_input_gives_a_nan_loss(rng):
   video, text = pairs(rng, 8, 4)
   loss = tiled_calibrated_nce(
     video.at[3, 1].set(np.nan), text, jnp.ones(8), 9.0
@@ -338,7 +338,7 @@ def test_what_is_not_finite_stays_so(rng):
     ({"mesh": make_mesh(1)}, "8 devices cannot share 6"),
   ],
 )
-def test_what_does_not_fit_is_an_error(change, message):
+def test_wrong_arguments_are_an_error(change, message):
   arguments = {
     "video": jnp.ones((6, 8)),
     "text": jnp.ones((6, 8)),
@@ -351,7 +351,7 @@ def test_what_does_not_fit_is_an_error(change, message):
     similarity_sums(jnp.ones((2, 2)), jnp.ones((2, 2)), 1.0, reduction="max")
 
 
-def test_it_can_be_lifted_out():
+def test_it_imports_nothing_but_jax():
   tree = ast.parse(Path(tiled_nce.__file__).read_text())
   imported = {
     (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
