@@ -101,7 +101,7 @@ def pods():
     mesh = mesh_of(topology.devices)
     for N in POD_BATCHES:
       for products in ("float32", "bfloat16"):
-        loss = contrastive_peers.ours(mesh, products=products)
+        loss = contrastive_peers.ours(mesh, matmul_dtype=products)
         start = time.perf_counter()
         temporary, everything = compile_loss(loss, mesh, N)
         seconds = time.perf_counter() - start

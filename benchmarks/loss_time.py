@@ -86,15 +86,15 @@ def jax_turns(
   mesh = mesh_of(jax.devices()[:devices])
   makers = {
     "ours": lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype
+      mesh, tile=tile, matmul_dtype=dtype
     ),
     "ours, nothing kept": lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype, keep=0
+      mesh, tile=tile, matmul_dtype=dtype, max_saved_bytes=0
     ),
   } | contrastive_peers.PEERS
   if jax.default_backend() == "gpu":
     makers["ours, pallas"] = lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype, kernel=nce_kernel
+      mesh, tile=tile, matmul_dtype=dtype, kernel=nce_kernel
     )
   if devices == 1:  # then these are the dense loss
     makers = {

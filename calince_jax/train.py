@@ -210,7 +210,7 @@ def how_a_step_goes(config: dict[str, Any], training: setup.Training) -> str:
   tiling = training.objective.tiling
   form = "dense"
   if tiling is not None:
-    form = f"in tiles of {tiling.tile} pairs, {tiling.products} products"
+    form = f"in tiles of {tiling.tile} pairs, {tiling.matmul_dtype} products"
     form += f", {config['similarities']['kernel']}"
   return f"{B} x {B} similarities {form}" + (
     f"; the batch is encoded in {parts} parts" if parts > 1 else ""

@@ -135,7 +135,7 @@ def test_the_defaults_of_the_loss_alone_are_those_of_base():
   forced = config | {"similarities": config["similarities"] | {"form": "tiled"}}
   tiling = config_lib.tiling(forced, sharding.make_mesh())
   alone = Tiling()
-  for name in ("tile", "products", "keep", "kernel"):
+  for name in ("tile", "matmul_dtype", "max_saved_bytes", "kernel"):
     assert getattr(tiling, name) == getattr(alone, name)
 
 
@@ -215,7 +215,7 @@ def test_the_similarities_are_tiled_where_they_are_large(
   tiling = config_lib.tiling(config.to_dict(), mesh)
   assert (tiling is not None) == tiled
   if tiled:
-    assert tiling.ways == 8
+    assert tiling.num_devices == 8
 
 
 @pytest.mark.parametrize(

@@ -291,18 +291,20 @@ def judge(
   Args:
     pairs: P of them, with `matched`.
     scores: from encode_clips.score_pairs, [P, 1 + K] each.
-    score: one of losses.calibration.SCORES.
+    score: one of losses.calibration.SCORERS.
 
   Returns:
     See evals.calibration.calibration_report; its metrics also say
     `noise_rate_estimate` and the AUC of each single score.
   """
-  state, x = calibration_lib.observe(
-    calibration_lib.init_state(0), scores, score=score, decay=0.0
+  state, x = calibration_lib.update_statistics(
+    calibration_lib.init_state(0), scores, scorer=score, decay=0.0
   )
-  frozen = calibration_lib.freeze(state, score=score, noise_rate=None)
+  frozen = calibration_lib.inference_calibration(
+    state, scorer=score, noise_rate=None
+  )
   given = {name: values[:, 0] for name, values in scores.items()}
-  _, confidence = calibration_lib.frozen_confidence(frozen, given)
+  _, confidence = calibration_lib.inference_confidence(frozen, given)
   x, confidence = np.asarray(x), np.asarray(confidence)
   for i, pair in enumerate(pairs):
     pair |= {"score": float(x[i]), "confidence": float(confidence[i])}

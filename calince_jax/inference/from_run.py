@@ -39,9 +39,9 @@ def open_run(
     jax.tree.map(jnp.asarray, saved[params]),
     tokenizer,
     {"trained": bool(objective.correspondence_weight)}
-    | calibration.freeze(
+    | calibration.inference_calibration(
       saved["calibration"],
-      score=objective.scorer,
+      scorer=objective.scorer,
       noise_rate=objective.noise_rate,
     ),
     config_lib.sampling(config),

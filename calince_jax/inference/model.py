@@ -40,7 +40,7 @@ class VideoTextModel:
   Attributes:
     config: the ModelConfig.
     calibration: {"trained": has the head been trained} and what
-      losses/calibration.py::freeze says, to turn scores into confidence.
+      losses/calibration.py::inference_calibration returns.
     video_outputs, text_outputs, pair_logits, held_out_logits: the jitted
       methods of the model (models/cali_nce.py) on arrays of its own shapes.
     logit_scale: the learned inverse temperature.
@@ -131,7 +131,7 @@ class VideoTextModel:
     if self.calibration["trained"]:
       scores["head"] = self.pair_logits(video, text)
     return np.asarray(
-      calibration.frozen_confidence(self.calibration, scores)[1]
+      calibration.inference_confidence(self.calibration, scores)[1]
     )
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +236,7 @@ def check_document(document: dict[str, Any], where: str) -> None:
 
 
 def _check_calibration(found: dict[str, Any], where: str) -> None:
-  """UserError unless it is of the form that calibration.freeze gives it."""
+  """UserError unless it has the form of calibration.inference_calibration."""
   lengths = {"head": 2, "cosine": 2, "posterior": density_ratio.BINS}
   fits = isinstance(found["trained"], bool) and all(
     isinstance(found[name], list) and len(found[name]) == length
@@ -250,7 +250,7 @@ def _check_calibration(found: dict[str, Any], where: str) -> None:
     raise UserError(
       f"{where}: 'calibration' is not as export writes it; export it anew"
     )
-  check_choice(f"{where}: scorer", found["scorer"], calibration.SCORES)
+  check_choice(f"{where}: scorer", found["scorer"], calibration.SCORERS)
 
 
 def strict_params(

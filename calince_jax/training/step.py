@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective, co_training_loss
-from calince_jax.losses.predictive import summarise
+from calince_jax.losses.predictive import reduce_prediction
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import sharding
-from calince_jax.training.grad_cache import in_micro_batches
+from calince_jax.training.grad_cache import encode_in_chunks
 
 
 @flax.struct.dataclass
@@ -126,7 +126,7 @@ def make_train_step(
       method="encode",
     )
     if objective.predictive_weight:
-      encoded["prediction"] = summarise(encoded["prediction"])
+      encoded["prediction"] = reduce_prediction(encoded["prediction"])
     if objective.needs_momentum:
       encoded |= momentum_embeddings(model, ema_params, batch)
     return encoded
@@ -140,11 +140,11 @@ def make_train_step(
         method="choose_masked",
       )
       batch = batch | {"masked": masked}
-    encoded = in_micro_batches(
+    encoded = encode_in_chunks(
       functools.partial(encode, params, state.ema_params),
       batch,
       keys["dropout"],
-      parts=grad_cache_chunks,
+      num_chunks=grad_cache_chunks,
       mesh=mesh,
     )
     related = model.apply(
