@@ -49,7 +49,7 @@ def test_a_train_step_of_every_config(path):
   assert metrics["loss"].shape == ()
   params = {x.dtype.name for x in jax.tree.leaves(before.params)}
   assert params == {"float32"}
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   sharding.shardings(before, mesh, config["sharding"]["rules"])
 
 
@@ -131,7 +131,7 @@ def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
     config_lib.model_config(config, 100)
     config_lib.objective(config)
     config_lib.optimizer(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices())
     config_lib.micro_batches(config, mesh)
     config_lib.tiling(config | {"batch_size": 2**14}, mesh)
 
@@ -153,7 +153,7 @@ def test_the_similarities_are_tiled_where_they_are_large(
   config.batch_size = batch_size
   config.objective.contrastive = contrastive
   config.similarities.form = form
-  mesh = sharding.make_mesh(2)
+  mesh = sharding.make_mesh(jax.devices(), 2)
   tiling = config_lib.tiling(config.to_dict(), mesh)
   assert (tiling is not None) == tiled
   if tiled:
@@ -168,7 +168,7 @@ def test_tiles_that_a_kernel_cannot_cut_are_named(tile, message):
   config.batch_size = 2**14
   config.similarities.kernel, config.similarities.tile = "pallas", tile
   with pytest.raises(UserError, match=f"config.similarities: .*{message}"):
-    config_lib.tiling(config.to_dict(), sharding.make_mesh())
+    config_lib.tiling(config.to_dict(), sharding.make_mesh(jax.devices()))
 
 
 def test_a_loss_that_needs_all_similarities_is_not_tiled():
@@ -177,5 +177,8 @@ def test_a_loss_that_needs_all_similarities_is_not_tiled():
   config.similarities.form = "tiled"
   with pytest.raises(UserError, match="'norton' has no tiling"):
     config_lib.training(
-      config.to_dict(), sharding.make_mesh(), vocab_size=100, num_pairs=8
+      config.to_dict(),
+      sharding.make_mesh(jax.devices()),
+      vocab_size=100,
+      num_pairs=8,
     )

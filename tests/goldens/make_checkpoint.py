@@ -39,7 +39,7 @@ def main() -> None:
     conftest.write_tiny_dataset(data)
     config = conftest.tiny_config(data).to_dict()
     opened = setup.open_data(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices())
     training = config_lib.training(config, mesh, vocab_size=80, num_pairs=104)
     state = jax.tree.map(
       lambda leaf, place: jax.device_put(pattern(leaf), place),

@@ -33,7 +33,7 @@ KEPT = 2**40  # bytes: all of S is kept for the backward pass
 MESHES = {
   1: lambda: None,
   2: lambda: some_devices(2),
-  8: lambda: make_mesh(1),
+  8: lambda: make_mesh(jax.devices(), 1),
 }
 
 
@@ -121,7 +121,7 @@ def test_equals_plain_loops_in_float64_where_the_loss_is_tiny(rng):
 def test_eight_devices_of_any_mesh_equal_one(rng, model_parallel):
   video, text = pairs(rng, 32, 16)
   w = jnp.float32(rng.random(32))
-  mesh = make_mesh(model_parallel)
+  mesh = make_mesh(jax.devices(), model_parallel)
   spread = NamedSharding(mesh, P("data"))
   on_mesh = [jax.device_put(x, spread) for x in (video, text, w)]
   dense = value_and_grads(calibrated_nce)(video, text, w, 14.3)
@@ -222,7 +222,7 @@ def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
   (loss, ours), our_grads = jax.jit(
     jax.value_and_grad(mean, argnums=(1, 2, 3, 4), has_aux=True),
     static_argnums=0,
-  )(Tiling(mesh=make_mesh(1), tile=1), *arguments)
+  )(Tiling(mesh=make_mesh(jax.devices(), 1), tile=1), *arguments)
   np.testing.assert_allclose(loss, dense, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -323,8 +323,8 @@ def test_what_is_not_finite_stays_so(rng):
     ({"pair_ids": jnp.ones(3, jnp.int32)}, "pair_ids"),
     ({"tile": 0}, "tile"),
     ({"products": "int8"}, "bfloat16"),
-    ({"axis": "rows", "mesh": make_mesh(1)}, "axes"),
-    ({"mesh": make_mesh(1)}, "8 devices cannot share 6"),
+    ({"axis": "rows", "mesh": make_mesh(jax.devices(), 1)}, "axes"),
+    ({"mesh": make_mesh(jax.devices(), 1)}, "8 devices cannot share 6"),
   ],
 )
 def test_what_does_not_fit_is_an_error(change, message):

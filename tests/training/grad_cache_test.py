@@ -89,7 +89,7 @@ def test_eight_devices_in_parts_equal_one_device(rng):
   batch = batch_of(rng)
   state, whole = state_and_step(model, objective, None)
   expected = jit(whole)(state, batch)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   _, parts = state_and_step(model, objective, mesh, micro_batches=2)
   layout = sharding.shardings(state, mesh, [(".*", "fsdp")], smallest=64)
   rows = sharding.batch_sharding(mesh)
@@ -165,7 +165,7 @@ def test_more_parts_take_less_memory():
 
 
 def test_parts_that_do_not_fit_are_an_error():
-  for parts, mesh in ((5, None), (3, sharding.make_mesh())):
+  for parts, mesh in ((5, None), (3, sharding.make_mesh(jax.devices()))):
     with pytest.raises(ValueError, match=f"{parts} micro-batches cannot share"):
       in_micro_batches(
         lambda batch, key: batch,

@@ -201,7 +201,9 @@ def test_one_device_learns_what_eight_learn(tiny_dataset, tmp_path):
     train_step.init_state, model, config_lib.optimizer(config)[0], 104
   )
   layout = sharding.shardings(
-    jax.eval_shape(init, 0), sharding.make_mesh(), config["sharding"]["rules"]
+    jax.eval_shape(init, 0),
+    sharding.make_mesh(jax.devices()),
+    config["sharding"]["rules"],
   )
   spread = [not s.is_fully_replicated for s in jax.tree.leaves(layout)]
   assert any(spread), "nothing is sharded: this test would show nothing"
@@ -281,7 +283,7 @@ def test_two_data_sets_are_mixed(tiny_dataset, tmp_path):
   }
   config = tiny_config(tiny_dataset, changes=changes).to_dict()
   data = setup.open_data(config)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   batch = next(setup.train_batches(config, data, mesh, 0))
   assert batch["video"].shape == (16, 4, 32, 32, 3)
   # The second's pairs come after the 104 of the first.
