@@ -7,7 +7,7 @@
 import dataclasses
 import os
 
-# Remarks of TensorFlow would stand between the lines of progress.
+# Remarks of TensorFlow would interrupt the lines of progress.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

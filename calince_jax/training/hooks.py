@@ -1,7 +1,7 @@
 """Hooks: what the training loop does with the result of each step.
 
 A hook is called once for every step, in the order of the steps, and returns
-whether the run has to end. `open_hooks` lists the hooks in the order in which
+whether the run has to end. `loop.open_hooks` lists them in the order in which
 they are called. Process 0 alone logs and warns.
 """
 

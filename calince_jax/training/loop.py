@@ -37,7 +37,7 @@ class Run:
     pair_statistics: pairs that were collected and not yet summed up when the
       state was saved.
     preemption: whether this process was asked to end.
-    watchdog: is told of each step.
+    watchdog: receives the progress of each step.
   """
 
   config: dict[str, Any]

@@ -1,6 +1,7 @@
 """A training run, from joining the processes to the last checkpoint."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def run(
     Preemption().listening() as preemption,
     open_watchdog(config, workdir) as watchdog,
   ):
-    train(config, workdir, preemption, watchdog)
+    train(config, workdir, jax.devices(), preemption, watchdog)
 
 
 def open_watchdog(config: dict[str, Any], workdir: str) -> Watchdog:
@@ -56,11 +57,23 @@ def open_watchdog(config: dict[str, Any], workdir: str) -> Watchdog:
 def train(
   config: dict[str, Any],
   workdir: str,
+  devices: Sequence[jax.Device],
   preemption: Preemption,
   watchdog: Watchdog,
 ) -> None:
-  """Opens mesh, data, model and state, and trains until the run ends."""
-  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
+  """Opens mesh, data, model and state, and trains until the run ends.
+
+  Args:
+    config: the whole configuration.
+    workdir: the run folder.
+    devices: of all processes of the run.
+    preemption: whether this process is asked to end.
+    watchdog: receives the progress of the run.
+
+  Raises:
+    UserError: as `run`.
+  """
+  mesh = sharding.make_mesh(devices, config["sharding"]["model_parallel"])
   data = setup.open_data(config)
   training = config_lib.training(
     config, mesh, vocab_size=data["vocab_size"], num_pairs=data["num_pairs"]
@@ -122,7 +135,7 @@ def print_start(
   step, total = int(state.step), config["total_steps"]
   print(
     f"{parameters / 1e6:.2f} M parameters on {mesh.size}"
-    f" {jax.devices()[0].platform} device(s),"
+    f" {mesh.devices.flat[0].platform} device(s),"
     f" {jax.process_count()} process(es)\n"
     f"{describe_step(config, training)}\n"
     f"{sum(clips)} clips of {len(clips)} data set(s),"

@@ -1,4 +1,4 @@
-"""What is saved is what comes back, on any devices; what is wrong is said."""
+"""What is saved is restored, on any devices; errors name what is wrong."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_any_mesh_restores_what_eight_devices_saved(saved, spec):
   assert restored["params"]["kernel"].sharding.spec == spec
 
 
-def test_the_configuration_lies_in_each_checkpoint(saved):
+def test_the_configuration_is_in_each_checkpoint(saved):
   for step in (2, 3):
     file = saved / "checkpoints" / str(step) / "config" / "metadata"
     assert json.loads(file.read_text()) == {
@@ -70,7 +70,7 @@ def test_the_configuration_lies_in_each_checkpoint(saved):
     }
 
 
-def test_parts_come_back_as_host_arrays(saved):
+def test_parts_are_restored_as_host_arrays(saved):
   step, parts = checkpoint.restore_parts(str(saved), None, ["params"])
   assert step == 3 and parts.keys() == {"params"}
   assert isinstance(parts["params"]["kernel"], np.ndarray)
@@ -152,7 +152,7 @@ def test_pair_statistics_are_restored(tmp_path, rng, monkeypatch, name):
 
 
 @pytest.mark.parametrize("file", ["config/metadata", "state/_METADATA"])
-def test_a_damaged_checkpoint_is_said_and_the_earlier_named(saved, file):
+def test_a_damaged_checkpoint_is_an_error_that_names_the_earlier(saved, file):
   damaged = saved / "checkpoints" / "3" / file
   damaged.write_bytes(damaged.read_bytes()[:20])
   wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_said_and_the_earlier_named(saved, file):
     checkpoint.restore(manager, 2, wanted)
 
 
-def test_half_written_ones_are_listed_and_left_alone(saved):
+def test_half_written_checkpoints_are_listed_and_not_touched(saved):
   folder = saved / "checkpoints"
   assert checkpoint.half_written(str(saved)) == []
   name = "5.orbax-checkpoint-tmp"

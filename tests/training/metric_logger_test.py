@@ -43,7 +43,7 @@ def rows(folder):
   return [json.loads(line) for line in lines]
 
 
-def test_the_progress_line_says_how_it_goes(tmp_path, capsys, wait):
+def test_the_progress_line_shows_terms_rate_and_eta(tmp_path, capsys, wait):
   logger = open_logger(tmp_path)
   wait(7)
   logger.first_step_done()
@@ -116,13 +116,13 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
   assert [row["step"] for row in rows(tmp_path)] == [2, 12]
 
 
-def test_an_event_is_written_and_said(tmp_path, capsys):
+def test_an_event_is_written_and_its_message_printed(tmp_path, capsys):
   logger = open_logger(tmp_path)
   logger.event(0, "started", processes=2)
   logger.event(7, "skipped", "step 7 was skipped", pairs=[3])
   logger.close()
   assert capsys.readouterr().out == "warning: step 7 was skipped\n"
-  # They stay when the run goes on from before them.
+  # Events stay when the run is resumed from a step before them.
   open_logger(tmp_path, first_step=4).event(4, "resumed")
   lines = (tmp_path / "events.jsonl").read_text().splitlines()
   events = [json.loads(line) for line in lines]
@@ -135,7 +135,7 @@ def test_an_event_is_written_and_said(tmp_path, capsys):
   assert all(e["time"].endswith("+00:00") for e in events)
 
 
-def test_waiting_for_data_earns_advice_once_it_is_settled(tmp_path, capsys):
+def test_waiting_for_data_gives_advice_after_100_steps(tmp_path, capsys):
   logger = open_logger(tmp_path)
   for step, advised in ((50, False), (150, True)):
     with logger.waiting():
