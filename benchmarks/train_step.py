@@ -28,7 +28,7 @@ VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower")
 def main() -> None:
   """Compiles, runs, prints."""
   config = CONFIG.value.to_dict()
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   training = setup.compile_training(
     config,
     mesh,

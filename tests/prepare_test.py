@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
   words = process.communicate(timeout=30)[1].decode()
   assert process.returncode != 0
   if how == signal.SIGINT:
-    assert "the same command goes on" in words
+    assert "the same command resumes" in words
     assert "Traceback" not in words
   assert not (out / "dataset.json").exists()
   done = next(notes.glob("clips-*.json"))

@@ -184,7 +184,7 @@ def open_training(arguments: Sequence[str]) -> None:
     cli.parse(argv, values)
   config = values.config.to_dict()
   config_lib.check(config)
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   data = setup.open_data(config)
   training = setup.compile_training(
     config,

@@ -74,7 +74,7 @@ def main() -> None:
 
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   data = setup.open_data(config)
   training = setup.compile_training(
     config,

@@ -1,4 +1,4 @@
-"""The persistent compile cache: a program is compiled once a machine."""
+"""The persistent compile cache: a machine compiles each program once."""
 
 import os
 from pathlib import Path

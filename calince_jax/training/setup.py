@@ -18,7 +18,7 @@ from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
 from calince_jax.training import step as train_step
-from calince_jax.training.metric_logger import Monitor
+from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.optimizer import (
   learning_rate_schedule,
   make_optimizer,
@@ -258,27 +258,27 @@ def start_or_resume(
     training.layout,
   )
   state = checkpoint.restore(manager, step, abstract)
-  return state, step, checkpoint.restore_visits(manager, step)
+  return state, step, checkpoint.restore_pair_statistics(manager, step)
 
 
 @contextlib.contextmanager
 def open_monitor(
   config: dict[str, Any], workdir: str, first_step: int
-) -> Iterator[Monitor | None]:
+) -> Iterator[MetricLogger | None]:
   """The monitor of process 0, and None in the others."""
   if jax.process_index():
     yield None
     return
   from clu import metric_writers
 
-  monitor = Monitor(
+  monitor = MetricLogger(
     workdir,
     first_step=first_step,
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
-  monitor.note(
+  monitor.event(
     first_step,
     "resumed" if first_step else "started",
     processes=jax.process_count(),

@@ -147,7 +147,7 @@ def test_eight_devices_equal_one(rng, model_parallel):
   confidence = jnp.float32(rng.random(32))
   function = jax.value_and_grad(calibrated_nce, argnums=(0, 1, 3))
   plain = jax.jit(function)(video, text, confidence, 10.0)
-  rows = NamedSharding(make_mesh(model_parallel), P("data"))
+  rows = NamedSharding(make_mesh(jax.devices(), model_parallel), P("data"))
   spread = [jax.device_put(x, rows) for x in (video, text, confidence)]
   assert len(spread[0].sharding.device_set) == 8
   sharded = jax.jit(function)(*spread, 10.0)

@@ -527,7 +527,7 @@ def test_eight_devices_equal_one(rng):
   x = jnp.float32(rng.normal(size=(2, 32, 16)))
   video, text = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   plain = jax.jit(losses)(video, text)
-  rows = NamedSharding(make_mesh(1), P("data"))
+  rows = NamedSharding(make_mesh(jax.devices(), 1), P("data"))
   spread = [jax.device_put(x, rows) for x in (video, text)]
   assert len(spread[0].sharding.device_set) == 8
   sharded = jax.jit(losses)(*spread)

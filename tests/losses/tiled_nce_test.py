@@ -33,12 +33,13 @@ SAVE_ALL = 2**40  # bytes: all tiles of S are saved for the backward pass
 MESHES = {
   1: lambda: None,
   2: lambda: some_devices(2),
-  8: lambda: make_mesh(1),
+  8: lambda: make_mesh(jax.devices(), 1),
 }
 
 
 def some_devices(count):
   return jax.make_mesh(
+    jax.devices(),
     (count,),
     ("data",),
     axis_types=(AxisType.Auto,),
@@ -127,7 +128,7 @@ def test_equals_plain_loops_in_float64_where_the_loss_is_tiny(rng):
 def test_eight_devices_of_any_mesh_equal_one(rng, model_parallel):
   video, text = pairs(rng, 32, 16)
   w = jnp.float32(rng.random(32))
-  mesh = make_mesh(model_parallel)
+  mesh = make_mesh(jax.devices(), model_parallel)
   spread = NamedSharding(mesh, P("data"))
   on_mesh = [jax.device_put(x, spread) for x in (video, text, w)]
   dense = dense_nce(video, text, w, 14.3)
@@ -144,7 +145,9 @@ def test_eight_devices_of_any_mesh_equal_one(rng, model_parallel):
 def test_a_mesh_of_explicit_axes_equals_one_device(rng):
   video, text = pairs(rng, 32, 16)
   w = jnp.float32(rng.random(32))
-  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+  mesh = jax.make_mesh(
+    jax.devices(), (8,), ("data",), axis_types=(AxisType.Explicit,)
+  )
   ours = functools.partial(tiled_calibrated_nce, mesh=mesh, tile=3)
   spread = NamedSharding(mesh, P("data"))
   on_mesh = [jax.device_put(x, spread) for x in (video, text, w)]
@@ -236,7 +239,7 @@ def test_every_loss_from_sums_is_the_same_in_tiles(rng, kind, mask_duplicates):
   )
   (dense, metrics), grads = loss_and_grads(None, *arguments)
   (loss, ours), our_grads = loss_and_grads(
-    Tiling(mesh=make_mesh(1), tile=1), *arguments
+    Tiling(mesh=make_mesh(jax.devices(), 1), tile=1), *arguments
   )
   np.testing.assert_allclose(loss, dense, rtol=1e-5)
   jax.tree.map(
@@ -340,8 +343,8 @@ def test_a_nan_in_the_input_gives_a_nan_loss(rng):
     ({"pair_ids": jnp.ones(3, jnp.int32)}, "pair_ids"),
     ({"tile": 0}, "tile"),
     ({"matmul_dtype": "int8"}, "bfloat16"),
-    ({"axis": "rows", "mesh": make_mesh(1)}, "axes"),
-    ({"mesh": make_mesh(1)}, "8 devices cannot share 6"),
+    ({"axis": "rows", "mesh": make_mesh(jax.devices(), 1)}, "axes"),
+    ({"mesh": make_mesh(jax.devices(), 1)}, "8 devices cannot share 6"),
   ],
 )
 def test_wrong_arguments_are_an_error(change, message):

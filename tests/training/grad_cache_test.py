@@ -88,7 +88,7 @@ def test_eight_devices_in_chunks_equal_one_device(rng):
   batch = batch_of(rng)
   state, whole = state_and_step(model, objective, None)
   expected = jit(whole)(state, batch)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   _, chunked = state_and_step(model, objective, mesh, grad_cache_chunks=2)
   layout = sharding.shardings(state, mesh, [(".*", "fsdp")], smallest=64)
   rows = sharding.batch_sharding(mesh)
@@ -164,7 +164,7 @@ def test_more_chunks_need_less_memory():
 
 
 def test_chunks_that_do_not_divide_the_batch_are_an_error():
-  for num_chunks, mesh in ((5, None), (3, sharding.make_mesh())):
+  for num_chunks, mesh in ((5, None), (3, sharding.make_mesh(jax.devices()))):
     with pytest.raises(ValueError, match=f"into {num_chunks} equal chunks"):
       encode_in_chunks(
         lambda batch, key: batch,

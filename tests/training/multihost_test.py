@@ -135,6 +135,6 @@ def test_half_a_cluster_is_refused(arguments, message):
   limits = {"start_timeout": 9, "peer_timeout": 9}
   with (
     pytest.raises(UserError, match=message),
-    distributed.joined(*arguments, **limits),
+    distributed.joined(distributed.Cluster(*arguments, **limits)),
   ):
     pass

@@ -10,7 +10,7 @@ from conftest import tiny_config, train_tiny
 
 from calince_jax import evaluate
 from calince_jax.errors import UserError
-from calince_jax.training.metric_logger import Monitor
+from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.retrieval_eval import PairWatch
 
 EVERY = {"evaluate_every": 2, "evaluate_splits": "test,train"}
@@ -178,7 +178,9 @@ def test_an_evaluation_is_said_and_its_time_not_counted(
 ):
   now = [100.0]
   monkeypatch.setattr(time, "monotonic", lambda: now[0])
-  monitor = Monitor(str(tmp_path), first_step=0, total_steps=100, batch_size=4)
+  monitor = MetricLogger(
+    str(tmp_path), first_step=0, total_steps=100, batch_size=4
+  )
   now[0] += 2
   with monitor.paused():
     now[0] += 50

@@ -101,7 +101,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(
   assert "error: no checkpoint can be saved in" in said
   assert "make room" in said and "Traceback" not in said
   kept = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-  assert kept and f"whole there: {', '.join(map(str, sorted(kept)))}" in said
+  assert kept and f"complete there: {', '.join(map(str, sorted(kept)))}" in said
   assert checkpoint.restore_parts(str(workdir), None, ["step"])[0] == max(kept)
   finish(start(*words, f"--workdir={workdir}", log=log), log)
   assert differences(workdir, alone) == []
@@ -140,9 +140,9 @@ def test_two_processes_stop_together_and_end_together(words, tmp_path):
   found = kill_one_of_two(words, workdir, victim=1, at_step=stopped + 1, **more)
   assert found["status"] == 1 and found["seconds"] < 30
   # The one or the other is seen first.
-  lost = "no sign of life|process 0 of the run has lost the others"
+  lost = "no heartbeat|process 0 of the run has lost the others"
   assert re.search(lost, found["words"])
-  assert "the same commands go on" in found["words"]
+  assert "the same commands resume" in found["words"]
   assert "finished: step 14" in said_by(workdir, 0)
 
   # What one cannot do, all say; nobody waits.

@@ -10,6 +10,7 @@ import itertools
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -320,7 +321,7 @@ def test_a_data_set_without_any_record_left_is_an_end(tiny_dataset, tmp_path):
 
 
 def test_a_run_lists_counts_and_stops(rotten, tmp_path):
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
 
   def run(fraction, steps):
     changes = {"data.max_bad_fraction": fraction}
