@@ -25,7 +25,7 @@ from calince_jax.data.input.sampling import Sampling, sample_crop, sample_frames
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError, check_choice
 from calince_jax.losses import calibration, density_ratio
-from calince_jax.models.cali_nce import ModelConfig
+from calince_jax.models.cali_nce import ModelConfig, init_params
 from calince_jax.runtime.sharding import path_name
 
 FORMAT_VERSION = 2
@@ -265,8 +265,6 @@ def strict_params(
   Raises:
     UserError: lists the missing, unexpected and misshapen parameters.
   """
-  from calince_jax.training.step import init_params
-
   expected = jax.eval_shape(
     functools.partial(init_params, config.build(), seed=0)
   )
