@@ -17,8 +17,8 @@ from calince_jax.data.input import batches as pipeline
 from calince_jax.data.records import clip_dataset
 from calince_jax.data.records.clip_dataset import ClipReader
 from calince_jax.errors import UserError
-from calince_jax.evals import tasks as evaluation_lib
-from calince_jax.inference import encode, from_run
+from calince_jax.evals import tasks
+from calince_jax.inference import from_run, score
 from calince_jax.training import setup
 
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
@@ -113,7 +113,7 @@ def test_chance_is_what_a_person_would_count(results):
 def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
   model, _, _ = from_run.open_run(str(run))
   reader = ClipReader(tiny_dataset, "test")
-  sampling = evaluate.Evaluation(evaluate.Options(str(run))).sampling
+  sampling = tasks.Evaluation(evaluate.Options(str(run))).sampling
   (batch,) = pipeline.eval_batches(reader, sampling, batch_size=12)
   clips = reader.read(range(12))
   video = model.encode_video(batch["video"]).astype(np.float64)
@@ -123,7 +123,7 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
 
   def places(own, others):
     """How many others are better than the best of one's own, and as good."""
-    assert sum(score == max(own) for score in own) == 1
+    assert sum(one == max(own) for one in own) == 1
     return sum(s > max(own) for s in others), sum(s == max(own) for s in others)
 
   found = {"t2v": [], "v2t": []}
@@ -148,11 +148,11 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
     assert metrics[f"{way}_MedR"] == pytest.approx(np.median(ranks))
     assert metrics[f"{way}_MeanR"] == pytest.approx(np.mean(ranks))
 
-  for shown in results["retrieval"]["gallery"]:
+  for shown in results["retrieval"]["queries"]:
     # Several clips share a caption: the rank tells whose it is.
     same = [q for q, text in enumerate(texts) if text == shown["query"]]
     (q,) = [q for q in same if 1 + found["t2v"][q][0] == round(shown["rank"])]
-    scores = [hit["score"] for hit in shown["hits"]]
+    scores = [hit["similarity"] for hit in shown["hits"]]
     np.testing.assert_allclose(
       scores, np.sort(video @ text[q])[::-1][:5], atol=1e-6
     )
@@ -163,7 +163,7 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
 
 
 def test_pictures_can_be_opened(results):
-  gallery = results["retrieval"]["gallery"]
+  gallery = results["retrieval"]["queries"]
   assert len(gallery) == 8 and {len(shown["hits"]) for shown in gallery} == {5}
   strips = [hit["thumbnail"] for hit in gallery[0]["hits"]]
   strips += [results["calibration"]["worst"][0]["thumbnail"]]
@@ -185,7 +185,7 @@ def test_calibration_lists_every_pair(results, run):
 
   with (run / "eval" / "pairs.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
-  scores = [float(row["score"]) for row in rows]
+  scores = [float(row["alignment_score"]) for row in rows]
   assert len(rows) == 80 and scores == sorted(scores)
   trusted = [float(row["confidence"]) for row in rows]
   assert trusted == sorted(trusted)  # a higher score is never trusted less
@@ -202,7 +202,7 @@ def test_calibration_lists_every_pair(results, run):
 
 def test_scores_are_those_of_the_model(run, tiny_dataset):
   model, _, config = from_run.open_run(str(run))
-  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+  evaluation = tasks.Evaluation(evaluate.Options(str(run)))
   reader = ClipReader(tiny_dataset, "train")
   (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
   records = reader.read(range(40))
@@ -233,7 +233,7 @@ def test_the_judgement_is_that_of_the_data_set():
   cosine = rng.normal(size=(1_000, 5)).astype(np.float32)
   cosine[:, 0] += np.where(wrong, 0, 5)
   pairs = [{"matched": int(not w)} for w in wrong]
-  result = evaluation_lib.judge(pairs, {"cosine": 0.1 * cosine}, "cosine")
+  result = tasks.compare_with_truth(pairs, {"cosine": 0.1 * cosine}, "cosine")
   m = result["metrics"]
   assert m["auc"] == m["auc_cosine"] > 0.99
   assert m["ece"] < 0.03
@@ -244,11 +244,11 @@ def test_the_judgement_is_that_of_the_data_set():
 
 def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
   model, *_ = from_run.open_run(str(run))
-  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+  evaluation = tasks.Evaluation(evaluate.Options(str(run)))
   reader = ClipReader(tiny_dataset, "train")
   settings = {"num_negatives": 4, "seed": 0}
   found = [
-    encode.score_pairs(
+    score.score_pairs(
       model, reader, evaluation.sampling, batch_size=size, **settings
     )
     for size in (16, 40, 18)  # 18: the last batch holds four clips
@@ -265,7 +265,7 @@ def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
       assert (distance < 1e-4).all()
       assert len(np.unique(cosines.round(5))) > 1
   with pytest.raises(UserError, match="batch_size=5"):
-    encode.score_pairs(
+    score.score_pairs(
       model, reader, evaluation.sampling, batch_size=4, **settings
     )
 
@@ -273,7 +273,7 @@ def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
 def test_more_views_change_the_features(run):
   def features(**views):
     options = evaluate.Options(str(run), batch_size=8, **views)
-    return evaluate.Evaluation(options).encoded("test")
+    return tasks.Evaluation(options).videos("test")
 
   once = features()
   seen = [once]
@@ -292,7 +292,7 @@ def test_another_checkpoint_and_the_plain_parameters(run, results):
   assert early["protocol"]["checkpoint_step"] == 3
   plain = run_tasks(run, params="params")["retrieval"]
   scores = [
-    result["gallery"][0]["hits"][0]["score"]
+    result["queries"][0]["hits"][0]["similarity"]
     for result in (early, plain, results["retrieval"])
   ]
   assert len(set(scores)) == 3
@@ -353,7 +353,7 @@ def test_what_a_run_was_trained_on_is_exchanged_again(
   (run / "config.json").write_text(json.dumps(document))
 
   def texts(**more):
-    evaluation = evaluate.Evaluation(evaluate.Options(str(run), **more))
+    evaluation = tasks.Evaluation(evaluate.Options(str(run), **more))
     reader = evaluation.reader("train")
     return [record["texts"] for record in reader.read(range(40))]
 
@@ -390,6 +390,6 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_infonce_is_judged_by_its_cosine(infonce_run, tmp_path):
   run = shutil.copytree(infonce_run, tmp_path / "run")
   result = run_tasks(run, "calibration")["calibration"]
-  assert result["protocol"]["score"] == "cosine"
+  assert result["protocol"]["scorer"] == "cosine"
   assert "auc_head" not in result["metrics"]
   assert result["metrics"]["auc"] == result["metrics"]["auc_cosine"]

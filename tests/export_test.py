@@ -14,8 +14,8 @@ from benchmarks.hostile import settings
 from calince_jax import evaluate, export
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
+from calince_jax.inference import exported as exported_lib
 from calince_jax.inference import from_run
-from calince_jax.inference import model as inference
 
 
 def run_export(workdir, out, **more):
@@ -51,7 +51,7 @@ def test_it_is_the_model_of_the_run(model, trained_run, rng):
   for method, inputs in (
     ("encode_video", (video,)),
     ("encode_text", (TEXTS,)),
-    ("score", (video, TEXTS)),
+    ("correspondence_score", (video, TEXTS)),
     ("confidence", (video, TEXTS)),
   ):
     ours, theirs = (
@@ -69,7 +69,7 @@ def test_embeddings_have_length_one_and_scores_are_probabilities(model, rng):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
   assert not np.allclose(text[0], text[1], atol=1e-4)
   for values in (
-    model.score(clips(rng), TEXTS),
+    model.correspondence_score(clips(rng), TEXTS),
     model.confidence(clips(rng), TEXTS),
   ):
     assert values.shape == (3,) and (values >= 0).all() and (values <= 1).all()
@@ -102,7 +102,7 @@ def test_both_forms_of_the_parameters_are_the_same(exported, trained_run):
   with ocp.StandardCheckpointer() as checkpointer:
     tree = checkpointer.restore(exported / "params")
   own = from_run.open_run(str(trained_run))[0].params
-  for other in (inference.flatten(tree), inference.flatten(own)):
+  for other in (exported_lib.flatten(tree), exported_lib.flatten(own)):
     assert flat.keys() == other.keys()
     for name, value in flat.items():
       np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -166,7 +166,7 @@ def test_wrong_texts_are_refused(model, rng):
   with pytest.raises(UserError, match="text 1 of 2 is empty"):
     model.encode_text(["a dog", " "])
   with pytest.raises(UserError, match="3 clips and 2 texts"):
-    model.score(clips(rng), TEXTS[:2])
+    model.correspondence_score(clips(rng), TEXTS[:2])
 
 
 def test_infonce_has_a_confidence_by_its_cosine_and_no_score(
@@ -178,7 +178,7 @@ def test_infonce_has_a_confidence_by_its_cosine_and_no_score(
   confidence = model.confidence(clips(rng), TEXTS)
   assert ((confidence >= 0) & (confidence <= 1)).all()
   with pytest.raises(UserError, match="without a correspondence head"):
-    model.score(clips(rng), TEXTS)
+    model.correspondence_score(clips(rng), TEXTS)
 
 
 # -------------------------------------------------------- what load refuses
@@ -320,7 +320,7 @@ def test_an_interrupted_export_leaves_nothing_under_the_name(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(export, "check_equal", interrupted)
+    patch.setattr(exported_lib, "check_equal", interrupted)
     with pytest.raises(KeyboardInterrupt):
       run_export(trained_run, tmp_path / "model")
   assert not (tmp_path / "model").exists()
@@ -332,14 +332,14 @@ def test_an_interrupted_export_leaves_nothing_under_the_name(
 def test_a_model_that_differs_is_not_exported(
   trained_run, tmp_path, monkeypatch
 ):
-  right = inference.flatten
+  right = exported_lib.flatten
 
   def wrong(params):
     return {
       name: np.asarray(value + 1) for name, value in right(params).items()
     }
 
-  monkeypatch.setattr(inference, "flatten", wrong)
+  monkeypatch.setattr(exported_lib, "flatten", wrong)
   with pytest.raises(RuntimeError, match="differs from the run"):
     run_export(trained_run, tmp_path / "model")
   assert not (tmp_path / "model").exists()

@@ -111,7 +111,7 @@ def save(
     step: the state's.
     state: a tree of arrays.
     config: the run's configuration, saved beside it.
-    visits: PairWatch.visits(), saved beside it if there are any.
+    visits: PairStatistics.arrays(), saved beside it if there are any.
 
   Raises:
     UserError: it cannot be saved, or the one before it could not be.

@@ -29,8 +29,8 @@ class Run:
     damage: what was damaged in them.
     manager: of the checkpoints.
     monitor: of process 0; None in the others.
-    retrieval: the RetrievalWatch, None where nothing is evaluated.
-    visits: of the PairWatch when the state was saved.
+    retrieval: the RetrievalEval, None where nothing is evaluated.
+    visits: of the PairStatistics when the state was saved.
     stop: whether this process is asked to end.
     dog: is told of each step.
   """
@@ -117,8 +117,8 @@ class Settler:
     self._pairs = open_pairs(run)
 
   def visits(self) -> dict[str, np.ndarray]:
-    """Those of the PairWatch, for a checkpoint."""
-    return self._pairs.visits() if self._pairs else {}
+    """Those of the PairStatistics, for a checkpoint."""
+    return self._pairs.arrays() if self._pairs else {}
 
   def __call__(
     self,
@@ -132,7 +132,7 @@ class Settler:
     Args:
       step: the next after the last that was given.
       metrics: of the train step.
-      found: by the RetrievalWatch after it.
+      found: by the RetrievalEval after it.
       state: a later one, or that step's.
     """
     config, monitor = self._run.config, self._run.monitor
@@ -208,19 +208,19 @@ class Settler:
 
 
 def open_pairs(run: Run) -> Any:
-  """The PairWatch of the run, None where nothing is evaluated."""
+  """The PairStatistics of the run, None where nothing is evaluated."""
   if run.retrieval is None:
     return None
-  from calince_jax.training.retrieval_eval import PairWatch
+  from calince_jax.training.pair_stats import PairStatistics
 
-  pairs = PairWatch()
+  pairs = PairStatistics()
   if run.visits:
     pairs.add(run.visits)
   return pairs
 
 
 def evaluate(run: Run, state: Any) -> dict[str, float]:
-  """What the RetrievalWatch says now; its time is not that of training."""
+  """What the RetrievalEval says now; its time is not that of training."""
   jax.block_until_ready(state.step)
   run.dog.progress("training, before an evaluation")
   with run.monitor.paused() if run.monitor else contextlib.nullcontext():

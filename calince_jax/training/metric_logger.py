@@ -148,7 +148,7 @@ class Monitor:
 
     Args:
       step: that it is of.
-      found: `SPLIT/t2v_R@1` and the like, and what PairWatch says.
+      found: `SPLIT/t2v_R@1` and the like, and what PairStatistics says.
       chance: `SPLIT/t2v_R@1` and the like of random scores.
     """
     parts = []

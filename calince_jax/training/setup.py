@@ -76,13 +76,13 @@ def open_watch(
   mesh: Any,
   training: config_lib.Training,
 ) -> Any:
-  """The RetrievalWatch of the run, None where nothing is evaluated."""
+  """The RetrievalEval of the run, None where nothing is evaluated."""
   if not data["watched"]:
     return None
   from calince_jax.data.tokenizer import Tokenizer
-  from calince_jax.training.retrieval_eval import RetrievalWatch
+  from calince_jax.training.retrieval_eval import RetrievalEval
 
-  return RetrievalWatch(
+  return RetrievalEval(
     training.model,
     data["watched"],
     Tokenizer(data["tokenizer"]),

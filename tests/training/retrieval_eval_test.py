@@ -1,9 +1,8 @@
-"""What is watched of a run: retrieval on its devices, and its pairs."""
+"""Retrieval during training: logged, and equal to what evaluate computes."""
 
 import json
 import time
 
-import jax
 import numpy as np
 import pytest
 from conftest import tiny_config, train_tiny
@@ -11,7 +10,6 @@ from conftest import tiny_config, train_tiny
 from calince_jax import evaluate
 from calince_jax.errors import UserError
 from calince_jax.training.metric_logger import Monitor
-from calince_jax.training.retrieval_eval import PairWatch
 
 EVERY = {"evaluate_every": 2, "evaluate_splits": "test,train"}
 CHANGES = EVERY | {"total_steps": 5, "data.mismatch": 0.4}
@@ -64,7 +62,7 @@ def test_sharded_evaluation_is_what_evaluate_finds(
       mismatch=0.0,  # watched are the captions as they are
       step=step,
       batch_size=7,
-      gallery=0,
+      report_queries=0,
     )
     found = evaluate.evaluate(options)["retrieval"]["metrics"]
     ours = {f"{split}/{name}": row[f"{split}/{name}"] for name in found}
@@ -98,79 +96,6 @@ def test_what_cannot_be_watched_is_said_first(
   with pytest.raises(UserError, match=message):
     train_tiny(tmp_path / "run", tiny_config(tiny_dataset, changes=changes))
   assert not (tmp_path / "run").exists()
-
-
-def a_step(rng, n=40, **changes):
-  matched = rng.choice([-1, 0, 1], n).astype(np.int8)
-  made = {
-    "matched": matched,
-    "score": rng.normal(size=n).astype(np.float32) + matched,
-    "confidence": rng.random(n).astype(np.float32),
-    "weight": rng.random(n).astype(np.float32),
-  }
-  return made | changes
-
-
-def test_pairs_are_judged_as_plain_loops_do(rng):
-  watch = PairWatch()
-  steps = [a_step(rng) for _ in range(3)]
-  for step in steps:
-    watch.add(jax.device_put(step))
-  visits = [
-    tuple(float(step[name][i]) for name in step)
-    for step in steps
-    for i in range(40)
-    if step["matched"][i] != -1
-  ]
-  good = [visit for visit in visits if visit[0] == 1]
-  bad = [visit for visit in visits if visit[0] == 0]
-
-  def auc(place):
-    won = sum(
-      (g[place] > b[place]) + (g[place] == b[place]) / 2
-      for g in good
-      for b in bad
-    )
-    return won / len(good) / len(bad)
-
-  ece = 0.0
-  for b in range(15):
-    inside = [v for v in visits if int(v[2] * 15) == b]
-    if inside:
-      right = sum(v[0] for v in inside) - sum(v[2] for v in inside)
-      ece += abs(right) / len(visits)
-  w = [v[3] for v in visits]
-  expected = {
-    "auc": auc(1),
-    "auc_confidence": auc(2),
-    "ece": ece,
-    "noise_rate_true": len(bad) / len(visits),
-    "weight_matched": sum(v[3] for v in good) / len(good),
-    "weight_mismatched": sum(v[3] for v in bad) / len(bad),
-    "effective_sample_share": sum(w) ** 2 / sum(x * x for x in w) / len(w),
-  }
-  found = watch.summary()
-  assert found == pytest.approx({f"pairs/{k}": v for k, v in expected.items()})
-  assert watch.summary() == {}  # it forgets
-
-
-def test_what_cannot_be_computed_is_absent(rng):
-  watch = PairWatch()
-  nothing = np.full(40, np.nan, np.float32)
-  watch.add(a_step(rng, score=nothing, confidence=nothing))
-  assert watch.summary().keys() == {
-    "pairs/noise_rate_true",
-    "pairs/weight_matched",
-    "pairs/weight_mismatched",
-    "pairs/effective_sample_share",
-  }
-  watch.add(a_step(rng, matched=np.ones(40, np.int8)))
-  found = watch.summary()
-  assert "pairs/auc" not in found and "pairs/ece" in found
-  assert found["pairs/noise_rate_true"] == 0
-  assert "pairs/weight_mismatched" not in found
-  watch.add(a_step(rng, matched=np.full(40, -1, np.int8)))
-  assert watch.summary() == {}
 
 
 def test_an_evaluation_is_said_and_its_time_not_counted(

@@ -14,7 +14,7 @@ from benchmarks.survival.processes import rows as learning
 from calince_jax import config as config_lib
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
-from calince_jax.inference import model as inference
+from calince_jax.inference import exported
 from calince_jax.runtime import checkpoint, run_folder, sharding
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
@@ -225,7 +225,7 @@ def test_one_device_learns_what_eight_learn(tiny_dataset, tmp_path):
         ours[name], value, rtol=1e-4, atol=1e-5, err_msg=name
       )
   ours, theirs = (
-    inference.flatten(state_of(folder, 6)["ema_params"])
+    exported.flatten(state_of(folder, 6)["ema_params"])
     for folder in (workdir, eight)
   )
   for name, value in theirs.items():

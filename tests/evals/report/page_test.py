@@ -32,7 +32,7 @@ def results():
   owner, protocol = np.arange(20), {"data": "toy", "checkpoint_step": 90}
   labels = 10 * ["a", "b"]
   hits = [
-    {"id": f"c{i}", "text": f"hit {EVIL}", "score": 0.5 - i / 10}
+    {"id": f"c{i}", "text": f"hit {EVIL}", "similarity": 0.5 - i / 10}
     | {"right": i == 1, "thumbnail": thumbnail()}
     for i in range(2)
   ]
@@ -51,7 +51,7 @@ def results():
       "dual_softmax": retrieval.text_video_metrics(
         x, x, owner, dual_softmax_temperature=0.1
       ),
-      "gallery": [{"query": f"query {EVIL}", "rank": 2.0, "hits": hits}],
+      "queries": [{"query": f"query {EVIL}", "rank": 2.0, "hits": hits}],
     },
     "video_retrieval": {"protocol": protocol}
     | retrieval.class_retrieval_metrics(x, labels, x, labels),
@@ -184,7 +184,7 @@ def test_what_is_absent_names_the_command_that_makes_it(results):
     command = f"calince_jax.evaluate --workdir=DIR --task={task}"
     assert command in only_curves
     one_left_out = report_page.render(make_run(results, **{task: None}))
-    assert one_left_out.count("Not there yet") == 1
+    assert one_left_out.count("Not evaluated yet") == 1
     assert command in one_left_out
   no_curves = report_page.render(make_run(results, metrics=[]))
   assert "calince_jax.train" in no_curves
@@ -200,7 +200,7 @@ def test_without_known_truth_there_is_a_histogram_alone(results):
   page = report_page.render(make_run(results, calibration=unknown))
   assert "is not known here" in page
   assert "unknown, 30 pairs" in page
-  assert "Score AUC" not in page
+  assert "AUC, matched" not in page
 
 
 @pytest.mark.parametrize(
