@@ -103,6 +103,7 @@ class _Reordered:
 
   def __init__(self, reader: ClipReader, order: np.ndarray):
     self._reader, self._order = reader, order
+    self.directory, self.split = reader.directory, reader.split
 
   def __len__(self) -> int:
     return len(self._reader)

@@ -18,7 +18,7 @@ def a_step(rng, n=40, **changes):
   return made | changes
 
 
-def test_pairs_are_judged_as_plain_loops_do(rng):
+def test_pairs_are_summarised_as_by_plain_loops(rng):
   statistics = PairStatistics()
   steps = [a_step(rng) for _ in range(3)]
   for step in steps:
@@ -78,3 +78,26 @@ def test_what_cannot_be_computed_is_absent(rng):
   assert "pairs/weight_mismatched" not in found
   statistics.add(a_step(rng, matched=np.full(40, -1, np.int8)))
   assert statistics.summary() == {}
+
+
+def test_a_resumed_run_has_the_pairs_of_the_checkpoint(rng):
+  steps = [a_step(rng, pair_index=np.arange(40)) for _ in range(2)]
+  whole, resumed = PairStatistics(), PairStatistics()
+  assert whole.arrays() == {}
+  for step in steps:
+    whole.add(step)
+  saved = whole.arrays()
+  assert {name: array.dtype for name, array in saved.items()} == {
+    "matched": np.int8,
+    "alignment_score": np.float32,
+    "confidence": np.float32,
+    "weight": np.float32,
+  }
+  for name, array in saved.items():
+    expected = np.concatenate([step[name] for step in steps])
+    np.testing.assert_array_equal(array, expected)
+  # Older checkpoints call the alignment score `score`.
+  resumed.add(
+    {("score" if k == "alignment_score" else k): v for k, v in saved.items()}
+  )
+  assert resumed.summary() == whole.summary()

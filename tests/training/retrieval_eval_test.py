@@ -11,8 +11,12 @@ from calince_jax import evaluate
 from calince_jax.errors import UserError
 from calince_jax.training.metric_logger import Monitor
 
-EVERY = {"evaluate_every": 2, "evaluate_splits": "test,train"}
-CHANGES = EVERY | {"total_steps": 5, "data.mismatch": 0.4}
+EVERY = {"evaluate_every": 4, "evaluate_splits": "test,train"}
+# The compiled step is that of every tiny run: nothing here changes it.
+SAVED = {"checkpoint_every": 2, "data.mismatch": 0.4}
+
+
+EVALUATED = ("test/", "val/", "train/", "pairs")  # the metrics of these
 
 
 def rows(workdir):
@@ -21,15 +25,17 @@ def rows(workdir):
 
 
 @pytest.fixture(scope="module")
-def watched(tiny_dataset, tmp_path_factory):
-  """A run of five steps on 8 devices that is evaluated at 2, 4 and 5."""
-  workdir = tmp_path_factory.mktemp("watched")
-  return train_tiny(workdir, tiny_config(tiny_dataset, changes=CHANGES))
+def evaluated(tiny_dataset, tmp_path_factory):
+  """A run of six steps on 8 devices that is evaluated at 4 and, at last, 6."""
+  workdir = tmp_path_factory.mktemp("evaluated")
+  return train_tiny(workdir, tiny_config(tiny_dataset, changes=EVERY | SAVED))
 
 
-def test_the_rows_of_an_evaluation(watched):
-  logged = rows(watched)
-  assert [row["step"] for row in logged] == [2, 4, 5]
+def test_the_rows_of_an_evaluation(evaluated):
+  before, *logged = rows(evaluated)
+  assert before["step"] == 2
+  assert not [name for name in before if name.startswith(EVALUATED)]
+  assert [row["step"] for row in logged] == [4, 6]
   for row in logged:
     for name in ("test/t2v_R@1", "test/v2t_R@10", "train/t2v_R@5"):
       assert 0 <= row[name] <= 100
@@ -43,39 +49,30 @@ def test_the_rows_of_an_evaluation(watched):
   assert 0.2 < np.mean([row["pairs/noise_rate_true"] for row in logged]) < 0.7
 
 
-@pytest.mark.parametrize("step", [3, 5])
-def test_sharded_evaluation_is_what_evaluate_finds(
-  watched, tiny_dataset, tmp_path, step
-):
-  # The run saves step 3, which it does not evaluate: another that does.
-  workdir = watched
-  if step == 3:
-    changes = {"log_every": 3, "evaluate_every": 3, "total_steps": 3}
-    config = tiny_config(tiny_dataset, changes=CHANGES | changes)
-    workdir = train_tiny(tmp_path / "run", config)
-  (row,) = [row for row in rows(workdir) if row["step"] == step]
+@pytest.mark.parametrize("step", [4, 6])
+def test_sharded_evaluation_is_what_evaluate_computes(evaluated, step):
+  (row,) = [row for row in rows(evaluated) if row["step"] == step]
   for split in ("test", "train"):
     options = evaluate.Options(
-      str(workdir),
+      str(evaluated),
       split=split,
       train_split=split,
-      mismatch=0.0,  # watched are the captions as they are
+      mismatch=0.0,  # training evaluates with the captions as they are
       step=step,
       batch_size=7,
       report_queries=0,
     )
-    found = evaluate.evaluate(options)["retrieval"]["metrics"]
-    ours = {f"{split}/{name}": row[f"{split}/{name}"] for name in found}
-    for name, value in found.items():
-      assert ours[f"{split}/{name}"] == pytest.approx(value, rel=1e-6), name
+    metrics = evaluate.evaluate(options)["retrieval"]["metrics"]
+    for name, value in metrics.items():
+      ours = row[f"{split}/{name}"]
+      assert ours == pytest.approx(value, rel=1e-6), (split, name)
 
 
-def test_without_evaluation_nothing_changes(tiny_dataset, watched, tmp_path):
-  off = {"evaluate_every": 0, "total_steps": 5, "data.mismatch": 0.4}
-  plain = train_tiny(tmp_path, tiny_config(tiny_dataset, changes=off))
-  for row, more in zip(rows(plain), rows(watched), strict=True):
-    watched_names = ("test/", "val/", "train/", "pairs")
-    assert not [name for name in row if name.startswith(watched_names)]
+def test_without_evaluation_nothing_changes(tiny_dataset, evaluated, tmp_path):
+  off = tiny_config(tiny_dataset, changes={"evaluate_every": 0} | SAVED)
+  plain = train_tiny(tmp_path, off)
+  for row, more in zip(rows(plain), rows(evaluated), strict=True):
+    assert not [name for name in row if name.startswith(EVALUATED)]
     for name in ("loss", "grad_norm", "noise_rate"):
       assert row[name] == more[name]
 
@@ -90,7 +87,7 @@ def test_without_evaluation_nothing_changes(tiny_dataset, watched, tmp_path):
     ({"data.mismatch": 1.5}, "1.5"),
   ],
 )
-def test_what_cannot_be_watched_is_said_first(
+def test_wrong_settings_are_named_before_anything_is_written(
   tiny_dataset, tmp_path, changes, message
 ):
   with pytest.raises(UserError, match=message):
@@ -98,7 +95,7 @@ def test_what_cannot_be_watched_is_said_first(
   assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_is_said_and_its_time_not_counted(
+def test_an_evaluation_is_printed_and_its_time_not_counted(
   tmp_path, capsys, monkeypatch
 ):
   now = [100.0]
