@@ -1,7 +1,7 @@
 """Evaluates a run on a prepared data set; results go to WORKDIR/eval/.
 
-    python -m calince_jax.evaluate --workdir=DIR --task=retrieval \
-      [--data=DATA] [--split=test]
+    python -m calince_jax.evaluate --workdir=DIR --task=retrieval
+        [--data=DATA] [--split=test]
 
 Tasks, several separated by commas:
   retrieval        zero-shot, text to video and video to text
@@ -44,7 +44,7 @@ def define_flags() -> None:
     "train_split",
     Options.train_split,
     "The split whose clips are the gallery of video_retrieval and train the"
-    " probe, and whose pairs calibration examines.",
+    " probe of recognition, and whose pairs calibration evaluates.",
   )
   number("step", None, "The step of the checkpoint; default: the latest.")
   flags.DEFINE_enum(
@@ -56,15 +56,23 @@ def define_flags() -> None:
   number(
     "batch_size",
     Options.batch_size,
-    "Clips that are encoded at a time.",
+    "The number of clips that are encoded at a time.",
     1,
     2**20,
   )
   number(
-    "num_clips", Options.num_clips, "Test views of a clip along time.", 1, 1000
+    "num_clips",
+    Options.num_clips,
+    "The number of test views along time.",
+    1,
+    1000,
   )
   number(
-    "num_crops", Options.num_crops, "Test views across the frame.", 1, 1000
+    "num_crops",
+    Options.num_crops,
+    "The number of test views across the frame.",
+    1,
+    1000,
   )
   flags.DEFINE_bool(
     "center",
@@ -97,13 +105,13 @@ def define_flags() -> None:
   number(
     "report_queries",
     Options.report_queries,
-    "Example text queries for the report.",
+    "The number of example text queries in the report.",
     0,
   )
   number(
     "report_worst_pairs",
     Options.report_worst_pairs,
-    "Least trusted pairs for the report.",
+    "The number of least trusted pairs in the report.",
     0,
   )
   flags.mark_flags_as_required(["workdir"])

@@ -262,7 +262,7 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
   pairs = sorted(pairs, key=lambda pair: pair["alignment_score"])
   return result | {
     "protocol": {
-      "task": "posterior that each given pair is clean",
+      "task": "confidence that each given pair is matched",
       "split": split,
       "pairs": len(pairs),
       "scorer": scorer,

@@ -114,6 +114,25 @@ def test_the_page_is_self_contained_and_nothing_in_it_runs(results):
   assert "default-src 'none'" in page
 
 
+def test_results_of_an_older_evaluate_give_the_same_page(results):
+  """They call the queries `gallery`, and a similarity `score`."""
+  older = dict(results["retrieval"])
+  queries = older.pop("queries")
+  older["gallery"] = [
+    query
+    | {
+      "hits": [
+        {("score" if k == "similarity" else k): v for k, v in hit.items()}
+        for hit in query["hits"]
+      ]
+    }
+    for query in queries
+  ]
+  page = report_page.render(make_run(results))
+  assert "0.400" in page
+  assert report_page.render(make_run(results, retrieval=older)) == page
+
+
 def test_text_from_data_stays_text(results):
   page = report_page.render(make_run(results))
   assert EVIL not in page
@@ -307,12 +326,14 @@ def test_the_command_speaks_to_the_person(tmp_path, results):
   assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_evals_need_neither_jax_nor_tensorflow():
+def test_metrics_need_no_jax_and_a_model_no_tensorflow():
   code = (
     "import sys, calince_jax.report\n"
     "from calince_jax.evals import calibration_metrics, recognition\n"
     "from calince_jax.evals import retrieval\n"
-    "print([m for m in ('jax', 'tensorflow') if m in sys.modules])"
+    "loaded = [m for m in ('jax', 'tensorflow') if m in sys.modules]\n"
+    "from calince_jax.inference import exported, from_run, model_card\n"
+    "print(loaded + [m for m in ('tensorflow',) if m in sys.modules])"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
