@@ -141,7 +141,7 @@ def text_video_chance(
 def dual_softmax(similarities: np.ndarray, temperature: float) -> np.ndarray:
   """log [softmax over the gallery x softmax over the queries], float32 [Q, G].
 
-  It judges each query with the help of all other queries, which a person who
+  It ranks for each query with the help of all other queries, which a person who
   searches does not have: never mix it with plain similarities.
 
   Args:

@@ -1,4 +1,4 @@
-"""A trained model: encodes videos and texts, and scores pairs.
+"""A trained model: encodes videos and texts, and rates pairs.
 
 model = calince_jax.load("DIR")              # what export wrote
 v = model.encode_video(clips)                # uint8 [B, T, H, W, 3]
