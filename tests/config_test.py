@@ -13,6 +13,7 @@ from calince_jax.config import Config
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.losses.tiled_nce import Tiling
+from calince_jax.models.cali_nce import dummy_batch
 from calince_jax.runtime import sharding
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
@@ -39,7 +40,7 @@ def step_shapes(config):
     model, tx, config_lib.objective(config), ema_decay=0.9
   )
   state = jax.eval_shape(lambda: train_step.init_state(model, tx, 8, 0))
-  batch = train_step.dummy_batch(model.config, 8)
+  batch = dummy_batch(model.config, 8)
   return state, *jax.eval_shape(step, state, batch)
 
 

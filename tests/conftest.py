@@ -1,7 +1,9 @@
 """Eight CPU devices for every test, one compile cache, a tiny data set."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -191,10 +193,17 @@ def trained_run(tiny_dataset, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def infonce_run(tiny_dataset, tmp_path_factory) -> Path:
-  """Likewise of InfoNCE alone, two steps."""
-  config = tiny_config(tiny_dataset, "infonce", {"total_steps": 2})
-  return train_tiny(tmp_path_factory.mktemp("infonce"), config)
+def infonce_run(trained_run, tiny_dataset, tmp_path_factory) -> Path:
+  """A copy of `trained_run` as if it were InfoNCE's: its head is not used."""
+  from calince_jax.runtime import run_folder
+
+  workdir = tmp_path_factory.mktemp("infonce") / "run"
+  shutil.copytree(trained_run, workdir)
+  # The parameters are those of two heads.
+  config = tiny_config(tiny_dataset, "infonce", {"model.cross_fit": True})
+  document = run_folder.document(config.to_dict())
+  (workdir / "config.json").write_text(json.dumps(document))
+  return workdir
 
 
 def train_tiny(workdir: Path, config) -> Path:

@@ -16,7 +16,7 @@ from conftest import tiny_config, tiny_flags
 
 from benchmarks.hostile import inputs, manifests, settings, videos
 from benchmarks.hostile.films import film
-from calince_jax import cli, evaluate, fields
+from calince_jax import cli, fields
 from calince_jax import config as config_lib
 from calince_jax.config import Config
 from calince_jax.data.problems import Ledger
@@ -24,6 +24,7 @@ from calince_jax.data.sources.manifest import Problem, read_manifest
 from calince_jax.data.video import workers as decode_workers
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
+from calince_jax.evals import results
 from calince_jax.fields import Range
 from calince_jax.prepare import Options, prepare
 
@@ -187,8 +188,8 @@ def test_names_are_no_formulas_for_a_spreadsheet(tmp_path):
     "a=b.mp4",
     "line\nend",
   }
-  assert evaluate.harmless("=1+1") == "'=1+1"
-  assert evaluate.harmless("a=1") == "a=1"
+  assert results.no_formula("=1+1") == "'=1+1"
+  assert results.no_formula("a=1") == "a=1"
 
 
 def test_a_message_is_one_line_whatever_it_repeats():

@@ -214,10 +214,10 @@ def open_export(folder: Path) -> None:
 
 def report(workdir: Path) -> None:
   """The page, as calince_jax.report makes it."""
-  from calince_jax import report as report_main
+  from calince_jax.evals.report import page, read
 
-  page, _ = report_main.make_page(report_main.read_run(workdir), workdir)
-  if "<script" in page:
+  html, _ = page.make_page(read.read_run(workdir), workdir)
+  if "<script" in html:
     raise AssertionError("the page holds a script")
 
 

@@ -22,9 +22,9 @@ from absl import flags
 
 from benchmarks.noise_study.statistics import COST_FILE, ratios
 from calince_jax import cli
+from calince_jax.models.cali_nce import dummy_batch
 from calince_jax.runtime import compile_cache, sharding
 from calince_jax.training import setup
-from calince_jax.training import step as train_step
 from launch.expand import load
 
 
@@ -83,7 +83,7 @@ def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
     num_pairs=data["num_pairs"],
   )
   state, step = training.start(config["seed"]), training.step
-  batch = train_step.dummy_batch(training.model.config, config["batch_size"])
+  batch = dummy_batch(training.model.config, config["batch_size"])
   video, text = jax.random.split(jax.random.key(0))
   batch["video"] = jax.random.bits(video, batch["video"].shape, jnp.uint8)
   batch["text_ids"] = jax.random.randint(

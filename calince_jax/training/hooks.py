@@ -16,6 +16,7 @@ from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint
 from calince_jax.training import diagnostics
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.pair_stats import PairStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SkippedSteps:
     config: dict[str, Any],
     checkpoints: Any,
     logger: MetricLogger | None,
-    pair_statistics: "PairStatistics",
+    pair_statistics: "CollectPairs",
   ):
     """Takes what is needed to save a last checkpoint."""
     self._config, self._checkpoints = config, checkpoints
@@ -121,7 +122,7 @@ class LossSpikes:
     return False
 
 
-class PairStatistics:
+class CollectPairs:
   """Collects the pairs of each step, and sums them up at an evaluation.
 
   Attributes:
@@ -131,9 +132,7 @@ class PairStatistics:
 
   def __init__(self, saved: Mapping[str, np.ndarray]):
     """`saved`: what `collected` returned when the run was saved, or {}."""
-    from calince_jax.training.retrieval_eval import PairWatch
-
-    self._pairs = PairWatch()
+    self._pairs = PairStatistics()
     if saved:
       self._pairs.add(saved)
     self.summary: dict[str, float] = {}
@@ -146,7 +145,7 @@ class PairStatistics:
 
   def collected(self) -> dict[str, np.ndarray]:
     """The pairs collected since the last summary, for a checkpoint."""
-    return self._pairs.visits()
+    return self._pairs.arrays()
 
 
 class MetricRow:
@@ -157,7 +156,7 @@ class MetricRow:
     logger: MetricLogger,
     schedule: Callable[[int], Any],
     corrupt_records: DamageLog,
-    pair_statistics: PairStatistics,
+    pair_statistics: CollectPairs,
   ):
     """Takes what a row holds besides the metrics of the train step."""
     self._logger, self._schedule = logger, schedule
@@ -217,7 +216,7 @@ class EvaluationLine:
     self,
     logger: MetricLogger,
     chance: Callable[[], Mapping[str, float]],
-    pair_statistics: PairStatistics,
+    pair_statistics: CollectPairs,
   ):
     """`chance`: returns the metrics that random embeddings would get."""
     self._logger, self._chance = logger, chance

@@ -64,7 +64,7 @@ def loop(run: Run, state: Any) -> Any:
     The last state.
   """
   config, total = run.config, run.config["total_steps"]
-  pairs = hooks.PairStatistics(run.pair_statistics if run.retrieval else {})
+  pairs = hooks.CollectPairs(run.pair_statistics if run.retrieval else {})
   run_hooks = open_hooks(run, pairs)
   pending: collections.deque = collections.deque()  # not yet seen by the hooks
   step = first_step = int(state.step)
@@ -91,7 +91,7 @@ def loop(run: Run, state: Any) -> Any:
   return state
 
 
-def open_hooks(run: Run, pairs: hooks.PairStatistics) -> list[hooks.Hook]:
+def open_hooks(run: Run, pairs: hooks.CollectPairs) -> list[hooks.Hook]:
   """The hooks of this process, in the order in which they are called."""
   config, logger = run.config, run.logger
   listed: list[hooks.Hook] = [

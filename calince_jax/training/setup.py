@@ -184,12 +184,12 @@ def open_watch(
   mesh: Any,
   training: Training,
 ) -> Any:
-  """The RetrievalWatch of the run, None where nothing is evaluated."""
+  """The RetrievalEval of the run, None where nothing is evaluated."""
   if not data["watched"]:
     return None
-  from calince_jax.training.retrieval_eval import RetrievalWatch
+  from calince_jax.training.retrieval_eval import RetrievalEval
 
-  return RetrievalWatch(
+  return RetrievalEval(
     training.model,
     data["watched"],
     data["tokenizer"],

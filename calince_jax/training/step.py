@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective, co_training_loss
 from calince_jax.losses.predictive import reduce_prediction
-from calince_jax.models.cali_nce import CaliNCE
+from calince_jax.models.cali_nce import CaliNCE, init_params
 from calince_jax.runtime import sharding
 from calince_jax.training.grad_cache import encode_in_chunks
 
@@ -59,30 +59,6 @@ def init_state(
     bad_steps=jnp.zeros((), jnp.int32),
     skipped_steps=jnp.zeros((), jnp.int32),
   )
-
-
-def init_params(model: CaliNCE, seed: jax.Array | int) -> Any:
-  """Fresh parameters, float32."""
-  key = jax.random.key(seed)
-  return model.init(
-    {"params": key, "negatives": key, "masking": key},
-    dummy_batch(model.config, batch_size=2),
-    num_negatives=1,
-  )["params"]
-
-
-def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
-  """A batch of the right shapes and dtypes, for shape evaluation."""
-  B, L = batch_size, config.text_length
-  T, S = config.num_frames, config.image_size
-  return {
-    "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
-    "text_ids": jnp.ones((B, L), jnp.int32),
-    "text_mask": jnp.ones((B, L), bool),
-    "pair_index": jnp.arange(B, dtype=jnp.int32),
-    "matched": jnp.ones((B,), jnp.int8),
-    "stop": jnp.zeros((B,), bool),
-  }
 
 
 def make_train_step(

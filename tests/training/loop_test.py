@@ -212,7 +212,7 @@ def result_of(step, *, logged=True, **changes):
 
 
 def test_skipped_steps_are_reported_and_end_the_run(calls, tmp_path, logger):
-  pairs = hooks.PairStatistics(pairs_of(0))
+  pairs = hooks.CollectPairs(pairs_of(0))
   skipped_steps = hooks.SkippedSteps(CONFIG, None, logger, pairs)
   assert not skipped_steps(result_of(1))
   bad = {"skipped": True, "contrastive": np.nan}

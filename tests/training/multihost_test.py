@@ -10,7 +10,7 @@ from conftest import QUICK, tiny_config, tiny_flags, train_tiny
 from benchmarks.survival.peers import peer_log, start_two
 from benchmarks.survival.processes import finish
 from calince_jax.errors import UserError
-from calince_jax.inference import model as inference
+from calince_jax.inference import exported
 from calince_jax.runtime import checkpoint, distributed
 
 # Two of the three terms are enough for what hosts share: negatives and weights.
@@ -56,7 +56,7 @@ def test_the_first_process_alone_reports(two_processes):
   workdir, (first, second) = two_processes
   assert "on 8 cpu device(s), 2 process(es)" in first
   assert "similarities in tiles of 1 pairs, float32 products, xla" in first
-  assert "encoded in 2 parts" in first
+  assert "encoded in 2 chunks" in first
   assert "step 4/4" in first and "finished" in first
   assert "step" not in second and "finished" not in second
   assert [row["step"] for row in rows(workdir)] == [2, 4]
@@ -111,8 +111,8 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
     # Rounding may put a score or two into the neighbouring bin.
     moved = np.cumsum(ours_known["histograms"][name]) - np.cumsum(counts)
     assert np.abs(moved).max() < 2.1
-  flat = inference.flatten(ours["params"])
-  for name, value in inference.flatten(theirs["params"]).items():
+  flat = exported.flatten(ours["params"])
+  for name, value in exported.flatten(theirs["params"]).items():
     # A softmax does not feel the bias of its keys: the gradient is rounding.
     if not name.endswith("key/bias"):
       np.testing.assert_allclose(
