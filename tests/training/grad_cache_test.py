@@ -17,7 +17,8 @@ from calince_jax.training import step as train_step
 from calince_jax.training.grad_cache import encode_in_chunks
 
 SGD = optax.sgd(0.1)
-# The tolerances are those of the usual code, not of the quickly compiled.
+# The tolerances are for the compiler's usual options, not for the quick ones
+# of the other tests.
 USUAL = {
   "xla_backend_optimization_level": 3,
   "xla_llvm_disable_expensive_passes": False,
@@ -25,17 +26,23 @@ USUAL = {
 jit = functools.partial(jax.jit, compiler_options=USUAL)
 
 
-def state_and_step(model, objective, mesh, **options):
-  module = model.build()
-  state = jax.jit(lambda: train_step.init_state(module, SGD, 16, 0))()
-  # The heads begin at 0 and would hide what lies below them.
-  state = state.replace(
-    params=jax.tree.map(lambda x: x + 0.01 * jnp.cos(x), state.params)
+@functools.partial(jax.jit, static_argnums=0)
+def initial_state(model):
+  state = train_step.init_state(model.build(), SGD, 16, 0)
+  # The heads are 0 at first, so no gradient would flow through them.
+  params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(x), state.params)
+  return state.replace(params=params)
+
+
+def make_step(model, objective, num_chunks, mesh=None):
+  return train_step.make_train_step(
+    model.build(),
+    SGD,
+    objective,
+    ema_decay=0.9,
+    grad_cache_chunks=num_chunks,
+    mesh=mesh,
   )
-  step = train_step.make_train_step(
-    module, SGD, objective, ema_decay=0.9, mesh=mesh, **options
-  )
-  return state, step
 
 
 def assert_same_step(found, expected):
@@ -69,15 +76,15 @@ def test_a_step_in_chunks_equals_a_step_of_the_whole(rng, model, objective):
   model = dataclasses.replace(TINY_MODEL, **model)
   objective = dataclasses.replace(PLAIN_OBJECTIVE, num_negatives=2, **objective)
   batch = batch_of(rng)
-  state, whole = state_and_step(model, objective, None)
-  _, chunked = state_and_step(model, objective, None, grad_cache_chunks=4)
+  state = initial_state(model)
   before = jax.tree.leaves(state.params)
-  expected = jit(whole)(state, batch)
+  expected = jit(make_step(model, objective, 1))(state, batch)
   assert any(
     np.any(a != b)
     for a, b in zip(before, jax.tree.leaves(expected[0].params), strict=True)
   )
-  assert_same_step(jit(chunked)(state, batch), expected)
+  chunked = jit(make_step(model, objective, 4))(state, batch)
+  assert_same_step(chunked, expected)
 
 
 def test_eight_devices_in_chunks_equal_one_device(rng):
@@ -86,10 +93,10 @@ def test_eight_devices_in_chunks_equal_one_device(rng):
     TINY_MODEL, predictive_task="latent", head="bilinear"
   )
   batch = batch_of(rng)
-  state, whole = state_and_step(model, objective, None)
-  expected = jit(whole)(state, batch)
+  state = initial_state(model)
+  expected = jit(make_step(model, objective, 1))(state, batch)
   mesh = sharding.make_mesh(jax.devices())
-  _, chunked = state_and_step(model, objective, mesh, grad_cache_chunks=2)
+  chunked = make_step(model, objective, 2, mesh)
   layout = sharding.shardings(state, mesh, [(".*", "fsdp")], smallest=64)
   rows = sharding.batch_sharding(mesh)
   found = jit(chunked, in_shardings=(layout, rows))(
