@@ -45,7 +45,7 @@ from calince_jax.data.synthetic import scene as synthetic_scene
 from calince_jax.data.synthetic import video as synthetic_video
 
 COLUMNS = ("video", "text", "id", "label", "split", "group", "matched")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def generate(
