@@ -38,6 +38,7 @@ COLOURS = ("red", "green", "blue", "white")
 SLOW_FILES = ()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
   """Marks the tests of SLOW_FILES as slow, and puts them first."""
 
