@@ -21,12 +21,12 @@ from calince_jax.runtime import sharding
 from calince_jax.training import setup
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
-STEPS = flags.DEFINE_integer("steps", 10, "timed steps")
-VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower")
+STEPS = flags.DEFINE_integer("steps", 10, "number of timed steps", 1)
+VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower", 1)
 
 
 def main() -> None:
-  """Compiles, runs, prints."""
+  """Compiles the step, times it and prints the result."""
   config = CONFIG.value.to_dict()
   mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   training = setup.compile_training(

@@ -1,4 +1,4 @@
-"""Broken and malicious video files through prepare: what becomes of each.
+"""Prepares broken and malicious video files, and checks the outcome of each.
 
     python -m benchmarks.hostile.inputs --out=runs/hostile [--count=2000]
     python -m benchmarks.hostile.inputs --out=runs/wild --folder=FILES
@@ -37,23 +37,25 @@ SHOWN = 3  # reasons of each kind
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("out", "runs/hostile", "where all of it is kept")
-  flags.DEFINE_integer("count", 2000, "of files", 1)
-  flags.DEFINE_integer("seed", 0, "of the mutations", 0)
-  flags.DEFINE_string("folder", None, "of a manifest.csv; none is made then")
+  flags.DEFINE_string("out", "runs/hostile", "folder to write")
+  flags.DEFINE_integer("count", 2000, "number of broken files to make", 1)
+  flags.DEFINE_integer("seed", 0, "seed of the mutations", 0)
+  flags.DEFINE_string(
+    "folder", None, "folder of files and a manifest.csv; default: makes files"
+  )
   flags.DEFINE_integer("num_workers", 2, "decoding processes", 1)
   flags.DEFINE_float("time_limit", 20.0, "seconds for one file", 1.0, 3600.0)
-  flags.DEFINE_integer("memory_limit_mb", 1024, "of one worker", 256, 65536)
+  flags.DEFINE_integer("memory_limit_mb", 1024, "MiB of one worker", 256, 65536)
 
 
 @dataclasses.dataclass
 class Watched:
-  """What a child did.
+  """What was measured of a child process.
 
   Attributes:
     status: its exit status.
     words: its output.
-    seconds: of its life.
+    seconds: how long it ran.
     parent, worker, tree: peaks of resident memory in MiB: of the process, of
       the largest of its children, of all together.
   """
@@ -67,9 +69,9 @@ class Watched:
 
 
 def main() -> None:
-  """Makes, runs, checks, writes."""
+  """Makes the files, prepares them, checks the outcome, writes the table."""
   F = flags.FLAGS
-  out = Path(F.out)
+  out = Path(F.out).resolve()  # the child runs in ROOT
   out.mkdir(parents=True, exist_ok=True)
   shutil.rmtree(out / "set", ignore_errors=True)
   if F.folder is None:
@@ -80,7 +82,8 @@ def main() -> None:
     manifest = write_manifest(out / "manifest.csv", files)
     limit = 3600.0 + F.count
   else:
-    folder, manifest = Path(F.folder), Path(F.folder) / "manifest.csv"
+    folder = Path(F.folder).resolve()
+    manifest = folder / "manifest.csv"
     files, limit = [(name, "") for name in named(manifest)], 3600.0
   seen = watch(
     [

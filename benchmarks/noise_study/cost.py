@@ -1,4 +1,4 @@
-"""What a step of each method of the noise study costs, relative to InfoNCE.
+"""Times a step of each method of the noise study, relative to InfoNCE.
 
     python -m benchmarks.noise_study.cost --out=runs/noise_study \
       [--methods=infonce,cotrain] [--rounds=7] [--steps=10]
@@ -30,12 +30,14 @@ from launch.expand import load
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("config", "configs/noise_study.py", "of the study")
+  flags.DEFINE_string(
+    "config", "configs/noise_study.py", "configuration of the study"
+  )
   flags.DEFINE_string("out", "runs/noise_study", "folder of the study")
   flags.DEFINE_string("data", None, "prepared data set; default: OUT/data")
-  flags.DEFINE_list("methods", [], "default: all")
-  flags.DEFINE_integer("rounds", 7, "turns of each method", 1)
-  flags.DEFINE_integer("steps", 10, "of one turn", 1)
+  flags.DEFINE_list("methods", [], "methods to time; default: all")
+  flags.DEFINE_integer("rounds", 7, "number of turns of each method", 1)
+  flags.DEFINE_integer("steps", 10, "number of steps in a turn", 1)
 
 
 def main() -> None:
