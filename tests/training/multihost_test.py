@@ -20,18 +20,13 @@ from benchmarks.survival.processes import (
   rows,
   until,
 )
-from calince_jax import config as config_lib
+from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
-<<<<<<< HEAD
 from calince_jax.inference import exported
-from calince_jax.runtime import checkpoint, distributed
-=======
-from calince_jax.inference import model as inference
 from calince_jax.runtime import checkpoint, distributed, sharding
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
-from calince_jax.training import run
->>>>>>> training
+from calince_jax.training import run, setup
 
 pytestmark = pytest.mark.timeout(1200)  # for the first test, which trains
 
@@ -94,7 +89,7 @@ def printed_by(workdir, process):
 
 def params_of(workdir, name="params"):
   parts = checkpoint.restore_parts(str(workdir), STEPS, [name])[1]
-  return inference.flatten(parts[name])
+  return exported.flatten(parts[name])
 
 
 def assert_params_close(ours, theirs, **tolerance):
@@ -112,8 +107,11 @@ def test_one_device_learns_what_eight_learn(
   eight_devices, tiny_dataset, tmp_path, capsys
 ):
   config = tiny_config(tiny_dataset, changes=CHANGES).to_dict()
-  training = config_lib.training(
-    config, sharding.make_mesh(jax.devices()), vocab_size=80, num_pairs=104
+  training = setup.compile_training(
+    config,
+    sharding.make_mesh(jax.devices()),
+    vocabulary=Vocabulary(80),
+    num_pairs=104,
   )
   spread = [
     not place.is_fully_replicated for place in jax.tree.leaves(training.layout)
@@ -148,20 +146,12 @@ def test_the_first_process_alone_reports(two_processes):
   workdir, (first, second) = (two_processes[k] for k in ("workdir", "logs"))
   assert "on 8 cpu device(s), 2 process(es)" in first
   assert "similarities in tiles of 1 pairs, float32 products, xla" in first
-<<<<<<< HEAD
   assert "encoded in 2 chunks" in first
-  assert "step 4/4" in first and "finished" in first
-  assert "step" not in second and "finished" not in second
-  assert [row["step"] for row in rows(workdir)] == [2, 4]
-  assert len(list((workdir / "tensorboard").iterdir())) == 1
-=======
-  assert "encoded in 2 parts" in first
   assert f"step {STEPS}/{STEPS}" in first and "finished" in first
   assert not re.search("^step|finished|stopped", second, re.MULTILINE)
   assert [row["step"] for row in rows(workdir)] == list(range(1, STEPS + 1))
   # It was started three times.
   assert len(list((workdir / "tensorboard").iterdir())) == 3
->>>>>>> training
 
 
 def test_sigterm_to_one_process_stops_both_at_one_step(two_processes):
@@ -234,15 +224,6 @@ def test_one_process_resumes_from_the_checkpoint_of_two(
     # Rounding may put a score or two into the neighbouring bin.
     moved = np.cumsum(ours["histograms"][name]) - np.cumsum(counts)
     assert np.abs(moved).max() < 2.1
-<<<<<<< HEAD
-  flat = exported.flatten(ours["params"])
-  for name, value in exported.flatten(theirs["params"]).items():
-    # A softmax does not feel the bias of its keys: the gradient is rounding.
-    if not name.endswith("key/bias"):
-      np.testing.assert_allclose(
-        flat[name], value, rtol=1e-3, atol=1e-4, err_msg=name
-      )
-=======
   assert_params_close(
     params_of(workdir), params_of(eight_devices), rtol=1e-3, atol=1e-4
   )
@@ -258,7 +239,6 @@ def test_what_one_process_cannot_do_ends_both(two_processes):
   for i in range(2):
     assert "error: process 0 of the run: " in printed_by(workdir, i)
     assert "config.json is damaged" in printed_by(workdir, i)
->>>>>>> training
 
 
 @pytest.mark.parametrize(
