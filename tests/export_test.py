@@ -89,7 +89,7 @@ def test_confidence_is_read_from_the_frozen_posterior(model, rng):
   ) / np.sqrt(2)
   bins = np.linspace(-6, 18, 128 + 1)
   centres = (bins[1:] + bins[:-1]) / 2
-  assert frozen["score"] == "both" and 0 <= frozen["noise_rate"] <= 0.9
+  assert frozen["scorer"] == "both" and 0 <= frozen["noise_rate"] <= 0.9
   np.testing.assert_allclose(
     model.confidence(video, TEXTS),
     np.interp(x, centres, frozen["posterior"]),
@@ -162,7 +162,7 @@ def test_infonce_has_a_confidence_by_its_cosine_and_no_head(
 ):
   model = calince_jax.load(run_export(infonce_run, tmp_path / "model"))
   assert model.encode_video(clips(rng)).shape == (3, 16)
-  assert model.calibration["score"] == "cosine"
+  assert model.calibration["scorer"] == "cosine"
   confidence = model.confidence(clips(rng), TEXTS)
   assert ((confidence >= 0) & (confidence <= 1)).all()
   with pytest.raises(UserError, match="without a correspondence head"):

@@ -247,7 +247,7 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
   Noise rate and posterior are those of this data set: its given pairs are
   compared with its own clips under others' captions.
   """
-  split, scorer = e.options.train_split, e.model.calibration["score"]
+  split, scorer = e.options.train_split, e.model.calibration["scorer"]
   pairs, outputs = score.score_pairs(
     e.model,
     e.reader(split),

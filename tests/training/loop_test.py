@@ -49,7 +49,7 @@ def pairs_of(step):
   return {
     "pair_index": np.arange(4),
     "matched": np.array([1, 0, 1, 1], np.int8),
-    "score": np.arange(4, dtype=np.float32) + step,
+    "alignment_score": np.arange(4, dtype=np.float32) + step,
     "confidence": np.full(4, 0.5, np.float32),
     "weight": np.ones(4, np.float32),
     "finite": np.array([True, False, True, True]),
@@ -82,7 +82,7 @@ def calls(monkeypatch):
   calls = []
 
   def save(checkpoints, step, state, config, pair_statistics):
-    pairs = len(pair_statistics["score"]) if pair_statistics else 0
+    pairs = len(pair_statistics["alignment_score"]) if pair_statistics else 0
     calls.append(f"checkpoint {step} with {pairs} pairs")
 
   monkeypatch.setattr(checkpoint, "save", save)
