@@ -17,8 +17,9 @@ from conftest import tiny_config, tiny_flags
 from benchmarks.hostile import inputs, manifests, settings, videos
 from benchmarks.hostile.films import film
 from calince_jax import cli, config_checks, evaluate
-from calince_jax.data.problems import Ledger
-from calince_jax.data.sources.manifest import Problem, read_manifest
+from calince_jax.data.problems import Ledger, Problem
+from calince_jax.data.sources.item import Media
+from calince_jax.data.sources.manifest import read_manifest
 from calince_jax.data.video import workers as decode_workers
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
@@ -79,7 +80,7 @@ def test_a_worker_is_limited_in_memory_and_in_what_it_writes(films):
   with decode_workers.DecodeWorkers(
     1, Encoding(), time_limit=20, memory_limit_mb=700
   ) as workers:
-    request = decode_workers.Request(str(films / "0.mp4"), None, None)
+    request = decode_workers.Request(Media(str(films / "0.mp4")), None, None)
     (clip,) = workers.read([request])
     assert len(clip.frames) > 1
     pid = workers._workers[0]._process.pid
@@ -97,7 +98,7 @@ def test_frames_that_wait_are_bounded(films, monkeypatch):
   def requests():
     for i in range(8):
       drawn.append(i)
-      yield decode_workers.Request(str(films / f"{i}.mp4"), None, None)
+      yield decode_workers.Request(Media(str(films / f"{i}.mp4")), None, None)
 
   def furthest():
     """How many requests were ahead of the results, and how long these are."""
@@ -121,7 +122,7 @@ def test_a_clip_beyond_all_clocks_is_outside_the_video(films):
   with decode_workers.DecodeWorkers(
     1, Encoding(), time_limit=20, memory_limit_mb=1024
   ) as workers:
-    request = decode_workers.Request(str(films / "0.mp4"), 1e300, None)
+    request = decode_workers.Request(Media(str(films / "0.mp4")), 1e300, None)
     (error,) = workers.read([request])
   assert error.what == "outside the video"
 

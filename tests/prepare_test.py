@@ -15,8 +15,8 @@ import pytest
 from conftest import LISTENING
 from PIL import Image
 
-from calince_jax.data.records.clip_dataset import ClipReader, read_info
 from calince_jax.data.records.plan import claim
+from calince_jax.data.records.reader import ClipReader, read_info
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 from calince_jax.prepare import Options, prepare
@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
   words = process.communicate(timeout=30)[1].decode()
   assert process.returncode != 0
   if how == signal.SIGINT:
-    assert "the same command goes on" in words
+    assert "interrupted; the same command" in words
     assert "Traceback" not in words
   assert not (out / "dataset.json").exists()
   done = next(notes.glob("clips-*.json"))

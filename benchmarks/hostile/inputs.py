@@ -26,6 +26,7 @@ from absl import flags
 
 from benchmarks.hostile import videos
 from calince_jax import cli
+from calince_jax.data.sources.item import Media
 from calince_jax.data.video import workers as decode_workers
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
@@ -193,7 +194,7 @@ def resident(pid: int) -> float:
 
 def outcome(folder: Path) -> tuple[set[str], dict[str, dict[str, str]]]:
   """The videos in records, and the ledger's rows by video."""
-  from calince_jax.data.records.clip_dataset import ClipReader, read_info
+  from calince_jax.data.records.reader import ClipReader, read_info
 
   if not (folder / "dataset.json").exists():
     raise UserError(f"{folder} was not finished: see the words above")
@@ -259,7 +260,9 @@ def alone(
       if name in ledger and "manifest" in ledger[name]["why"]:
         continue  # not a matter of the file
       begin = time.monotonic()
-      request = decode_workers.Request(os.path.realpath(path), None, None)
+      request = decode_workers.Request(
+        Media(os.path.realpath(path)), None, None
+      )
       (result,) = workers.read([request])
       what = getattr(result, "what", "")
       yield name, what, time.monotonic() - begin

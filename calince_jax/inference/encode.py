@@ -8,7 +8,7 @@ import numpy as np
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.errors import UserError
 from calince_jax.inference.model import VideoTextModel
 
@@ -134,6 +134,7 @@ class _Reordered:
 
   def __init__(self, reader: ClipReader, order: np.ndarray):
     self._reader, self._order = reader, order
+    self.directory, self.split = reader.directory, reader.split
 
   def __len__(self) -> int:
     return len(self._reader)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from calince_jax import config as config_lib
-from calince_jax.data.input.corrupt_records import DamageLog
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint, distributed, sharding
 from calince_jax.runtime.preemption import StopSignal
@@ -39,7 +39,7 @@ class Run:
   mesh: Any
   training: config_lib.Training
   batches: Iterator[dict[str, np.ndarray]]
-  damage: DamageLog
+  damage: CorruptRecordLog
   manager: Any
   monitor: Monitor | None
   retrieval: Any

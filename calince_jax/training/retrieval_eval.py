@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.evals import calibration_metrics, retrieval
 from calince_jax.models.cali_nce import CaliNCE

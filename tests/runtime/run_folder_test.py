@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config, train_tiny
 
-from calince_jax.data.records import clip_dataset
+from calince_jax.data.records import schema
 from calince_jax.errors import UserError
 from calince_jax.runtime import run_folder
 
@@ -98,7 +98,7 @@ def test_an_older_configuration_is_filled_in(tmp_path):
 
 
 def info(**changes):
-  made = clip_dataset.DatasetInfo(
+  made = schema.DatasetInfo(
     format_version=1,
     name="a",
     frame_rate=8.0,

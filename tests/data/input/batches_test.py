@@ -10,9 +10,9 @@ import tensorflow as tf
 from PIL import Image
 
 from calince_jax.data.input import batches as pipeline
-from calince_jax.data.input import clip_cache, label_noise, sampling
+from calince_jax.data.input import frames, label_noise, sampling
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
@@ -144,27 +144,28 @@ def test_kept_in_memory_every_sample_is_the_same(reader, tokenizer, changes):
 
 def test_kept_in_memory_nothing_is_read_again(reader, tokenizer):
   class Counted:
-    reads = 0
+    def __init__(self):
+      self.reads = []  # from several threads
 
     def __len__(self):
       return len(reader)
 
     def read(self, indices):
-      self.reads += len(indices)
+      self.reads += indices
       return reader.read(indices)
 
   counts = {}
   for cache in (False, True):
     counted = Counted()
     batches([counted], tokenizer, 30, cache=cache)  # 240 samples, 6 epochs
-    counts[cache] = counted.reads
+    counts[cache] = len(counted.reads)
   assert counts[True] == 40 and counts[False] >= 240
 
 
 def test_a_picture_of_the_right_size_is_not_resampled(reader):
   jpeg = reader.read([3])[0]["frames"][0]
   box = np.array([0, 4, 32, 32], np.int32)
-  (ours,) = clip_cache.decode(tf.constant([jpeg]), box, 32).numpy()
+  (ours,) = frames.decode(tf.constant([jpeg]), box, 32).numpy()
   decoded = tf.io.decode_and_crop_jpeg(jpeg, box, channels=3)
   np.testing.assert_array_equal(ours, decoded)
   # Nor would resampling have changed it.
@@ -254,7 +255,7 @@ def test_evaluation_views(tiny_dataset):
   assert len(different) == 6
 
 
-def test_a_damaged_record_is_named(tiny_dataset, tokenizer, tmp_path):
+def test_a_corrupt_record_is_named(tiny_dataset, tokenizer, tmp_path):
   broken = tmp_path / "broken"
   shutil.copytree(tiny_dataset, broken)
   shard = next(broken.glob("clips-train*"))
@@ -262,5 +263,7 @@ def test_a_damaged_record_is_named(tiny_dataset, tokenizer, tmp_path):
   for place in range(len(data) // 3, len(data) // 2, 97):
     data[place] ^= 0xFF
   shard.write_bytes(data)
-  with pytest.raises(UserError, match="prepare the"):
+  with pytest.raises(
+    UserError, match=r"record \d+ of split 'train'.* run prepare again"
+  ):
     batches([ClipReader(broken, "train")], tokenizer, 10)

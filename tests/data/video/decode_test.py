@@ -13,13 +13,19 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from calince_jax.data.video.decode import hold, read_clip
+from calince_jax.data.sources.item import Media
+from calince_jax.data.video import decode
+from calince_jax.data.video.decode import hold
 from calince_jax.data.video.jpeg import Encoding, stored_size, upright
 from calince_jax.data.video.open import ClipError
 from calince_jax.data.video.workers import DecodeWorkers, Request
 
 RATE = 8
 PLAIN = Encoding(frame_rate=RATE, short_side=512, jpeg_quality=95)
+
+
+def read_clip(path, start, end, encoding):
+  return decode.read_clip(Media(str(path)), start, end, encoding)
 
 
 def grey(level, width=64, height=48):
@@ -411,19 +417,25 @@ def endless(tmp_path_factory):
   return str(path)
 
 
+def whole(path):
+  return Request(Media(str(path)), None, None)
+
+
 ENDLESS = Encoding(RATE, 512, max_frames=1_000_000)
 
 
 def test_workers_give_what_read_clip_gives_in_order(good):
-  requests = [Request(good, k / 8, k / 8 + 0.5) for k in range(12)]
+  requests = [Request(Media(good), k / 8, k / 8 + 0.5) for k in range(12)]
   with DecodeWorkers(2, PLAIN, time_limit=60, memory_limit_mb=4096) as workers:
     results = list(workers.read(requests))
-  expected = [read_clip(r.path, r.start, r.end, PLAIN) for r in requests]
+  expected = [
+    decode.read_clip(r.media, r.start, r.end, PLAIN) for r in requests
+  ]
   assert results == expected
 
 
 def test_a_hang_costs_one_clip(good, endless):
-  requests = [Request(path, None, None) for path in (good, endless, good)]
+  requests = [whole(path) for path in (good, endless, good)]
   start = time.monotonic()
   with DecodeWorkers(1, ENDLESS, time_limit=2, memory_limit_mb=4096) as workers:
     before, hung, after = workers.read(requests)
@@ -434,7 +446,7 @@ def test_a_hang_costs_one_clip(good, endless):
 
 
 def test_a_killed_worker_costs_one_clip(good, endless):
-  requests = [Request(path, None, None) for path in (good, endless, good)]
+  requests = [whole(path) for path in (good, endless, good)]
   with DecodeWorkers(
     1, ENDLESS, time_limit=60, memory_limit_mb=4096
   ) as workers:
@@ -454,7 +466,7 @@ def test_the_memory_of_a_worker_is_bounded(tmp_path, good):
   path = tmp_path / "big.mkv"
   big = np.zeros((4900, 7200, 3), np.uint8)
   write_video(path, [big] * 2, codec="mjpeg", pixels="yuvj444p")
-  requests = [Request(str(p), None, None) for p in (good, path, good)]
+  requests = [whole(p) for p in (good, path, good)]
   with DecodeWorkers(1, PLAIN, time_limit=60, memory_limit_mb=400) as workers:
     before, large, after = workers.read(requests)
   assert isinstance(large, ClipError)
