@@ -111,8 +111,8 @@ def write_shard_of_clips(
   note, labels = Note(), set()
   requests = [Request(clip.media, clip.start, clip.end) for clip in shard.clips]
 
-  def records() -> Iterator[dict[str, Any]]:
-    for clip, result in zip(shard.clips, workers.read(requests), strict=True):
+  def records(results) -> Iterator[dict[str, Any]]:
+    for clip, result in zip(shard.clips, results, strict=True):
       if isinstance(result, ClipError):
         note.problems.append(Problem(_name(clip), *result.args))
         report(note.problems[-1])
@@ -125,7 +125,8 @@ def write_shard_of_clips(
       report(None)
 
   path = shard_path(directory, shard.split, shard.index, shard.count)
-  note.bytes = write_shard(path, records())
+  with contextlib.closing(workers.read(requests)) as results:
+    note.bytes = write_shard(path, records(results))
   note.labels = sorted(labels - {""})
   content = dataclasses.asdict(note)
   content["problems"] = [dataclasses.astuple(p) for p in note.problems]

@@ -84,7 +84,8 @@ class DecodeWorkers:
   ) -> Iterator[DecodedClip | ClipError]:
     """Yields the clip of each request, or why there is none, in their order.
 
-    A second call begins when the results of the first have all been taken.
+    One at a time: close it (`contextlib.closing`) before the next call if it is
+    not read to its end.
 
     Raises:
       UserError: workers do not start.
@@ -96,28 +97,32 @@ class DecodeWorkers:
     idle = collections.deque(self._workers)
     busy: dict[_Worker, int] = {}
     given, waiting, more = 0, 0, True  # `waiting`: the next result to yield
-    while True:
-      # The request that is waited for is always given: no deadlock.
-      while more and idle and given < waiting + window and held <= MAX_HELD:
-        index, request = next(requests, (None, None))
-        more = request is not None
-        if more:
-          worker = idle.popleft()
-          worker.start(request)
-          busy[worker] = index
-          given += 1
-      while waiting in done:
-        result = done.pop(waiting)
-        held -= _size(result)
-        waiting += 1
-        yield result
-      if not busy and not more:
-        return
-      for worker in _wait(busy):
-        index = busy.pop(worker)
-        done[index] = worker.result()
-        held += _size(done[index])
-        idle.append(worker)
+    try:
+      while True:
+        # The request that is waited for is always given: no deadlock.
+        while more and idle and given < waiting + window and held <= MAX_HELD:
+          index, request = next(requests, (None, None))
+          more = request is not None
+          if more:
+            worker = idle.popleft()
+            worker.start(request)
+            busy[worker] = index
+            given += 1
+        while waiting in done:
+          result = done.pop(waiting)
+          held -= _size(result)
+          waiting += 1
+          yield result
+        if not busy and not more:
+          return
+        for worker in _wait(busy):
+          index = busy.pop(worker)
+          done[index] = worker.result()
+          held += _size(done[index])
+          idle.append(worker)
+    finally:
+      for worker in busy:  # it would answer the next call
+        worker.kill()
 
 
 def _size(result: DecodedClip | ClipError) -> int:
