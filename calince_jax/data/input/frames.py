@@ -1,6 +1,6 @@
 """JPEG files to pictures, and the error for one that does not decode.
 
-TensorFlow is kept to the CPU.
+TensorFlow runs on the CPU alone.
 """
 
 import re

@@ -43,7 +43,7 @@ def read_lengths(
     The number of records of each shard, in order, and the bytes of all.
 
   Raises:
-    UserError: it cannot be read, or does not say it.
+    UserError: it cannot be read, or lacks the split.
   """
   path = pathlib.Path(directory) / "dataset_info.json"
   try:
@@ -104,10 +104,10 @@ class ShardFiles:
     for shard, path in enumerate(self._paths):
       try:
         self._reader(shard)
-      except BadShard as fault:
+      except BadShard as error:
         raise UserError(
           f"{path}, of {os.path.getsize(path)} bytes, is not as it was written:"
-          f" {fault}; copy the whole folder again, or run prepare again"
+          f" {error}; copy the whole folder again, or run prepare again"
         ) from None
 
   def __len__(self) -> int:
@@ -118,7 +118,7 @@ class ShardFiles:
     """Returns record `index` of [0, len(self)), as it was written.
 
     Raises:
-      BadShard: the record, or its whole shard, is damaged.
+      BadShard: the record, or its whole shard, is corrupt.
     """
     shard = bisect.bisect_right(self._ends, index)
     reader = self._reader(shard)

@@ -7,7 +7,7 @@ CSV, TSV (both with a header) or JSONL (one object a line), in UTF-8. Columns:
     start, end  seconds; empty = from the beginning, to the end
     id          name of the clip; empty = made of video, start and end
     label       class of the clip, for recognition
-    split       train (if empty), val, test or any other word
+    split       train (if empty), val, test or another name
     group       what must not be split: a recording, a place, a day
     matched     1 = the text belongs to the video, 0 = it does not; the known
                 truth, which only evaluation reads
@@ -229,7 +229,7 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
   try:
     path = os.path.realpath(os.path.join(root, video))
     inside = os.path.commonpath([root, path]) == root
-    found, is_file = os.path.exists(path), os.path.isfile(path)
+    exists, is_file = os.path.exists(path), os.path.isfile(path)
   except OSError as error:  # a name that is too long, a loop of links
     raise _BadRow("no such file", f"{error.strerror}", "check it") from None
   if not (inside or allow_outside_root):
@@ -241,7 +241,7 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
   if not is_file:
     raise _BadRow(
       "no such file",
-      f"{printable(path)} is {'not a plain file' if found else 'not there'}",
+      f"{printable(path)} is {'not a plain file' if exists else 'not there'}",
       "check the name and --root, or download it again",
     )
   return path

@@ -134,13 +134,13 @@ def _explain_unopened(media: Media, error: Exception) -> ClipError:
     with open_bytes(media) as file:
       head = file.read(512)
       is_mp4 = head[4:8] in _FIRST_BOXES
-      fault = _mp4_fault(file) if is_mp4 else None
+      reason = _mp4_reason(file) if is_mp4 else None
   except OSError as failure:
     return ClipError(
       "no such file", f"it cannot be read: {failure.strerror}", "check the file"
     )
-  if fault is not None:
-    return fault
+  if reason is not None:
+    return reason
   if b"<html" in head.lower() or b"<!doctype" in head.lower():
     return ClipError(
       "not a video",
@@ -161,7 +161,7 @@ def _explain_unopened(media: Media, error: Exception) -> ClipError:
   )
 
 
-def _mp4_fault(file: BinaryIO | _Part) -> ClipError:
+def _mp4_reason(file: BinaryIO | _Part) -> ClipError:
   """Follows the boxes of an mp4 file that does not open, to say why."""
   length = file.seek(0, os.SEEK_END)
   names, position, size = set(), 0, 8

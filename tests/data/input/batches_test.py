@@ -1,4 +1,4 @@
-"""The pipeline against plain loops, on one host, many hosts and a mix."""
+"""The pipelines against plain loops, on one host, many hosts and a mix."""
 
 import io
 import itertools
@@ -47,9 +47,14 @@ def batches(readers, tokenizer, count, *, rows=None, first_step=0, **changes):
   return list(itertools.islice(made, count))
 
 
-def test_shapes_and_dtypes(reader, tokenizer):
-  (batch,) = batches([reader], tokenizer, 1)
-  assert {name: (x.dtype.name, x.shape) for name, x in batch.items()} == {
+@pytest.fixture(scope="module")
+def ten(reader, tokenizer):
+  """80 positions: two epochs of 40."""
+  return batches([reader], tokenizer, 10)
+
+
+def test_shapes_and_dtypes(ten):
+  assert {name: (x.dtype.name, x.shape) for name, x in ten[0].items()} == {
     "video": ("uint8", (BATCH, 4, 16, 16, 3)),
     "text_ids": ("int32", (BATCH, 10)),
     "text_mask": ("bool", (BATCH, 10)),
@@ -58,46 +63,42 @@ def test_shapes_and_dtypes(reader, tokenizer):
   }
 
 
-def test_each_epoch_reads_every_clip_once_in_another_order(reader, tokenizer):
-  made = batches([reader], tokenizer, 10)  # 80 positions: two epochs of 40
-  clips = np.concatenate([batch["pair_index"] for batch in made]) // 2
+def test_each_epoch_reads_every_clip_once_in_another_order(ten):
+  clips = np.concatenate([batch["pair_index"] for batch in ten]) // 2
   first, second = clips[:40].tolist(), clips[40:].tolist()
   assert sorted(first) == sorted(second) == list(range(40))
   assert first != second
   assert first != sorted(first)
 
 
-def test_a_run_that_starts_later_sees_the_same_samples(reader, tokenizer):
-  whole = batches([reader], tokenizer, 7)
+def test_a_run_that_starts_later_sees_the_same_samples(reader, tokenizer, ten):
   later = batches([reader], tokenizer, 3, first_step=4)
-  for a, b in zip(whole[4:], later, strict=True):
+  for a, b in zip(ten[4:7], later, strict=True):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_hold_the_batch_of_one(reader, tokenizer, hosts):
-  whole = batches([reader], tokenizer, 3)
+def test_hosts_together_hold_the_batch_of_one(reader, tokenizer, ten, hosts):
   share = np.split(np.arange(BATCH), hosts)
   parts = [batches([reader], tokenizer, 3, rows=rows) for rows in share]
   for step in range(3):
-    for name in whole[step]:
+    for name in ten[step]:
       joined = np.concatenate([part[step][name] for part in parts])
-      np.testing.assert_array_equal(joined, whole[step][name])
+      np.testing.assert_array_equal(joined, ten[step][name])
 
 
-def test_the_seed_changes_the_samples(reader, tokenizer):
-  (a,), (b,) = (batches([reader], tokenizer, 1, seed=s) for s in (0, 1))
-  assert (a["pair_index"] != b["pair_index"]).any()
+def test_the_seed_changes_the_samples(reader, tokenizer, ten):
+  (other,) = batches([reader], tokenizer, 1, seed=1)
+  assert (ten[0]["pair_index"] != other["pair_index"]).any()
 
 
-def test_texts_belong_to_the_pairs(reader, tokenizer):
-  made = batches([reader], tokenizer, 10)
+def test_texts_belong_to_the_pairs(reader, tokenizer, ten):
   known = {}
   for record in reader.read(range(len(reader))):
     known |= dict(zip(record["pair_indices"], record["texts"], strict=True))
   seen = set()
-  for batch in made:
+  for batch in ten:
     ids, mask = tokenizer.encode([known[i] for i in batch["pair_index"]], 10)
     np.testing.assert_array_equal(batch["text_ids"], ids)
     np.testing.assert_array_equal(batch["text_mask"], mask)
@@ -105,13 +106,12 @@ def test_texts_belong_to_the_pairs(reader, tokenizer):
   assert len({i % 2 for i in seen}) == 2  # both captions of a clip are used
 
 
-def test_the_truth_belongs_to_the_pair(reader, tokenizer):
+def test_the_truth_belongs_to_the_pair(reader, ten):
   known = {}
   for record in reader.read(range(len(reader))):
     known |= dict(zip(record["pair_indices"], record["matched"], strict=True))
-  made = batches([reader], tokenizer, 10)
-  pairs = np.concatenate([batch["pair_index"] for batch in made])
-  truth = np.concatenate([batch["matched"] for batch in made])
+  pairs = np.concatenate([batch["pair_index"] for batch in ten])
+  truth = np.concatenate([batch["matched"] for batch in ten])
   assert truth.tolist() == [known[i] for i in pairs]
   assert set(truth.tolist()) == {0, 1}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -156,10 +157,35 @@ def test_one_pool_writes_several_shards(films, whole, tmp_path):
   with DecodeWorkers(
     2, ENCODING, time_limit=60.0, memory_limit_mb=2048
   ) as workers:
-    for shard in plan.plan_shards(clips, 3):
-      with pytest.raises(KeyboardInterrupt):
-        plan.write_shard_of_clips(tmp_path, shard, workers, stop)
-      assert contents(tmp_path).keys() <= whole.keys()  # no partial file
+    shards = plan.plan_shards(clips, 3)
+    with pytest.raises(KeyboardInterrupt):
+      plan.write_shard_of_clips(tmp_path, shards[0], workers, stop)
+    assert contents(tmp_path) == {}
+    for shard in shards:
       plan.write_shard_of_clips(tmp_path, shard, workers, lambda problem: None)
   made = contents(tmp_path)
   assert len(made) == 3 and made.items() <= whole.items()
+
+
+def test_the_digest_of_a_plan_is_that_of_earlier_versions(tmp_path):
+  """Their interrupted work is resumed: it holds no path, and no new field."""
+  captions = (Caption("one", 0, 1), Caption("zwö", 2, None))
+  first = {"label": "run", "split": "val", "group": "g", "line": 2}
+  second = {"label": "", "split": "train", "group": "", "line": 3}
+  clips = [
+    Clip("x", "a.mp4", Media("/a"), 0.25, None, captions=captions, **first),
+    Clip(
+      *("b.mp4", "b.mp4", Media("/b", 5, 9), None, None),
+      captions=(Caption("two", 1, 0),),
+      **second,
+    ),
+  ]
+  (tmp_path / plan.WORK_FOLDER).mkdir()
+  plan.begin(tmp_path, {"a": 1}, clips)
+  path = tmp_path / plan.WORK_FOLDER / "plan.json"
+  assert json.loads(path.read_text()) == {
+    "a": 1,
+    "list of usable videos": (
+      "fd297f3e3de338fcd5a37ddecf3dfc12123fbdd2b34e673af8eab5dd81772f85"
+    ),
+  }

@@ -1,11 +1,12 @@
 """manifest: rows to clips, and what is said of bad ones."""
 
+import hashlib
 import json
 
 import pytest
 
 from calince_jax.data.sources.item import Caption, Media
-from calince_jax.data.sources.manifest import read_manifest
+from calince_jax.data.sources.manifest import Manifest, read_manifest
 from calince_jax.errors import UserError
 
 
@@ -43,6 +44,20 @@ def test_several_captions_make_one_clip(folder):
   assert second.captions == (Caption("two", 1, None),)
   assert (second.id, second.start, second.end) == ("b.mp4", None, None)
   assert (second.label, second.split, second.line) == ("", "train", 3)
+
+
+def test_a_manifest_is_a_source(folder):
+  path = write(folder, "video,text\na.mp4,x\nnone.mp4,y\n")
+  other = folder.parent / "elsewhere"
+  other.mkdir()
+  source = Manifest(str(path))
+  assert source.scan() == read_manifest(path)
+  assert Manifest(str(path), str(other)).scan() == read_manifest(
+    path, root=other
+  )
+  assert source.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+  with pytest.raises(UserError, match="No such file"):
+    Manifest(str(folder / "none.csv")).digest()
 
 
 def test_all_kinds_of_file_say_the_same(folder):
