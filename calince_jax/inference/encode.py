@@ -112,11 +112,11 @@ def score_pairs(
   order = np.random.default_rng(seed).permutation(len(reader))
   pairs, parts, before = [], [], None
   batches = pipeline.eval_batches(
-    _Reordered(reader, order), sampling, batch_size=batch_size
+    reader, sampling, batch_size=batch_size, order=order
   )
   for batch in batches:
     video = model.video_outputs(batch["video"])
-    real = order[batch["record"][batch["record"] >= 0]]
+    real = batch["record"][batch["record"] >= 0]
     clips = [without_frames(reader, i) | {"record": int(i)} for i in real]
     for turn in range(max(len(clip["texts"]) for clip in clips)):
       rows, scores, text = _score_turn(model, video, clips, turn, before, K)
@@ -127,20 +127,6 @@ def score_pairs(
   return pairs, {
     name: np.concatenate([p[name] for p in parts]) for name in names
   }
-
-
-class _Reordered:
-  """A reader whose clip i is clip order[i] of another."""
-
-  def __init__(self, reader: ClipReader, order: np.ndarray):
-    self._reader, self._order = reader, order
-    self.directory, self.split = reader.directory, reader.split
-
-  def __len__(self) -> int:
-    return len(self._reader)
-
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return self._reader.read(self._order[np.asarray(indices)])
 
 
 def _score_turn(model, video, clips, turn, before, K):

@@ -123,6 +123,7 @@ def eval_batches(
   num_clips: int = 1,
   num_crops: int = 1,
   rows: np.ndarray | None = None,
+  order: np.ndarray | None = None,
 ) -> Iterable[dict[str, np.ndarray]]:
   """Returns each clip of a split, in order, in num_clips x num_crops views.
 
@@ -136,6 +137,7 @@ def eval_batches(
     num_clips: views along time.
     num_crops: views across the frame.
     rows: int [b], which rows of the global batch this host holds; None: all.
+    order: int [N], the records in the order to read; None: as they are stored.
 
   Returns:
     The batches {video uint8 [b, T, S, S, 3], record int64 [b]}; the last is
@@ -146,11 +148,13 @@ def eval_batches(
     UserError: a frame does not decode.
   """
   rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  order = np.arange(len(reader)) if order is None else np.asarray(order)
   views = num_clips * num_crops
   total = len(reader) * views
 
   def view(p):
-    index, number = divmod(int(p), views)
+    position, number = divmod(int(p), views)
+    index = int(order[position])
     record = reader.read([index])[0]
     clip, crop = divmod(number, num_crops)
     frames = sampling_lib.view_frames(
@@ -167,12 +171,14 @@ def eval_batches(
 
   def make(k):
     p = k // len(rows) * batch_size + tf.gather(rows, k % len(rows))
+    filled = tf.minimum(p, total - 1)
     jpegs, box = tf.numpy_function(
-      jpegs_and_box, [tf.minimum(p, total - 1)], [tf.string, tf.int32]
+      jpegs_and_box, [filled], [tf.string, tf.int32]
     )
     jpegs = tf.ensure_shape(jpegs, [sampling.num_frames])
     video = frames_lib.decode(jpegs, box, sampling.image_size)
-    record = tf.where(p < total, p // views, np.int64(-1))
+    number = tf.gather(order, filled // views)
+    record = tf.where(p < total, number, np.int64(-1))
     return {"video": video, "record": record}
 
   batches = -(-total // batch_size)

@@ -227,6 +227,22 @@ def test_evaluation_reads_every_clip_in_order_and_fills_up(tiny_dataset):
     assert made[1]["video"].shape == (8, 4, 16, 16, 3)
 
 
+def test_evaluation_reads_in_another_order(tiny_dataset):
+  reader = ClipReader(tiny_dataset, "test")
+  order = np.random.default_rng(0).permutation(12)
+  plain, other = (
+    list(pipeline.eval_batches(reader, SAMPLING, batch_size=8, order=o))
+    for o in (None, order)
+  )
+  join = {
+    name: np.concatenate([batch[name] for batch in plain])[:12]
+    for name in plain[0]
+  }
+  assert other[1]["record"].tolist() == [*order[8:], -1, -1, -1, -1]
+  for name, values in join.items():
+    np.testing.assert_array_equal(other[0][name], values[order[:8]])
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_evaluate_what_one_does(tiny_dataset, hosts):
   reader = ClipReader(tiny_dataset, "test")  # 12 clips, batches of 8
