@@ -92,7 +92,7 @@ def tiny_dataset(tmp_path_factory) -> Path:
 def write_tiny_dataset(folder: Path) -> None:
   """The square's colour and its direction are in the caption and label."""
   from calince_jax.data import tokenizer
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import schema, writer
 
   pair, texts, shards, splits = 0, [], {}, {}
   for split, count in (("train", 40), ("test", 12)):
@@ -118,14 +118,14 @@ def write_tiny_dataset(folder: Path) -> None:
       )
       texts += captions
       pair += 2
-    path = clip_dataset.shard_path(folder, split, 0, 1)
-    shards[split] = [(count, clip_dataset.write_shard(path, records))]
+    path = schema.shard_path(folder, split, 0, 1)
+    shards[split] = [(count, writer.write_shard(path, records))]
     splits[split] = {"clips": count, "pairs": 2 * count}
   tokenizer.train_tokenizer(texts, folder / "tokenizer.model", vocab_size=80)
-  clip_dataset.write_info(
+  writer.write_info(
     folder,
-    clip_dataset.DatasetInfo(
-      format_version=clip_dataset.FORMAT_VERSION,
+    schema.DatasetInfo(
+      format_version=schema.FORMAT_VERSION,
       name="tiny",
       frame_rate=8.0,
       short_side=32,

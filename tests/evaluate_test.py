@@ -15,8 +15,8 @@ from PIL import Image
 
 from calince_jax import evaluate
 from calince_jax.data.input import batches as pipeline
-from calince_jax.data.records import clip_dataset
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records import schema, writer
+from calince_jax.data.records.reader import ClipReader, read_info
 from calince_jax.errors import UserError
 from calince_jax.evals import tasks
 from calince_jax.inference import score
@@ -59,18 +59,18 @@ def variant(source, folder, change):
   """A data set of the changed records of `source`; None leaves one out."""
   shards, splits = {}, {}
   folder.mkdir()
-  info = clip_dataset.read_info(source)
+  info = read_info(source)
   for split in info.splits:
     reader = ClipReader(source, split)
     changed = [change(record) for record in reader.read(range(len(reader)))]
     records = [record for record in changed if record is not None]
-    path = clip_dataset.shard_path(folder, split, 0, 1)
-    shards[split] = [(len(records), clip_dataset.write_shard(path, records))]
+    path = schema.shard_path(folder, split, 0, 1)
+    shards[split] = [(len(records), writer.write_shard(path, records))]
     pairs = sum(len(record["texts"]) for record in records)
     splits[split] = {"clips": len(records), "pairs": pairs}
   shutil.copyfile(source / "tokenizer.model", folder / "tokenizer.model")
   info = dataclasses.replace(info, splits=splits)
-  clip_dataset.write_info(folder, info, shards)
+  writer.write_info(folder, info, shards)
   return folder
 
 

@@ -175,7 +175,7 @@ def open_manifest(path: Path, root: Path) -> None:
     if not all((problem.path, problem.what, problem.why, problem.what_to_do)):
       raise AssertionError(f"{problem} gives no reason")
   for clip in clips:
-    if not Path(clip.path).is_relative_to(root.resolve()):
+    if not Path(clip.media.path).is_relative_to(root.resolve()):
       raise AssertionError(f"{clip} leads out of {root}")
   if clips:
     plan_shards(clips, 256)

@@ -14,7 +14,7 @@ import numpy as np
 
 from calince_jax import config as config_lib
 from calince_jax.data.input.label_noise import MismatchedReader, mismatched
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.errors import UserError, check_choice
 from calince_jax.evals import calibration_metrics, recognition, retrieval
 from calince_jax.evals.report import examples

@@ -13,7 +13,7 @@ import numpy as np
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 
 

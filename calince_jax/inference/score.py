@@ -1,6 +1,5 @@
 """Alignment scores of the pairs of a split, and the confidence in each."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.errors import UserError
 from calince_jax.inference.encode import without_frames
 from calince_jax.inference.model import VideoTextModel
@@ -54,11 +53,11 @@ def score_pairs(
   order = np.random.default_rng(seed).permutation(len(reader))
   pairs, parts, before = [], [], None
   batches = pipeline.eval_batches(
-    _Reordered(reader, order), sampling, batch_size=batch_size
+    reader, sampling, batch_size=batch_size, order=order
   )
   for batch in batches:
     video = model.video_outputs(batch["video"])
-    real = order[batch["record"][batch["record"] >= 0]]
+    real = batch["record"][batch["record"] >= 0]
     clips = [without_frames(reader, i) | {"record": int(i)} for i in real]
     for turn in range(max(len(clip["texts"]) for clip in clips)):
       rows, outputs, text = _score_turn(model, video, clips, turn, before, K)
@@ -98,20 +97,6 @@ def add_confidence(
     pair |= {"alignment_score": float(x[i]), "confidence": float(confidence[i])}
     pair |= {name: float(values[i]) for name, values in given.items()}
   return frozen["noise_rate"]
-
-
-class _Reordered:
-  """A reader whose clip i is clip order[i] of another."""
-
-  def __init__(self, reader: ClipReader, order: np.ndarray):
-    self._reader, self._order = reader, order
-    self.directory, self.split = reader.directory, reader.split
-
-  def __len__(self) -> int:
-    return len(self._reader)
-
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return self._reader.read(self._order[np.asarray(indices)])
 
 
 def _score_turn(model, video, clips, turn, before, K):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calince_jax.data.input.corrupt_records import DamageLog
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint
 from calince_jax.training import diagnostics
@@ -155,7 +155,7 @@ class MetricRow:
     self,
     logger: MetricLogger,
     schedule: Callable[[int], Any],
-    corrupt_records: DamageLog,
+    corrupt_records: CorruptRecordLog,
     pair_statistics: CollectPairs,
   ):
     """Takes what a row holds besides the metrics of the train step."""

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from calince_jax.data.input.corrupt_records import DamageLog
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.runtime import checkpoint, distributed, sharding
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
@@ -43,7 +43,7 @@ class Run:
   mesh: Any
   training: setup.Training
   batches: Iterator[dict[str, np.ndarray]]
-  corrupt_records: DamageLog
+  corrupt_records: CorruptRecordLog
   checkpoints: Any
   logger: MetricLogger | None
   retrieval: Any

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.evals import retrieval
 from calince_jax.inference import encode

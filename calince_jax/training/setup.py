@@ -125,11 +125,11 @@ def open_run_folder(
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
   """The readers of the mix and its tokenizer; nothing is decoded yet."""
   from calince_jax.data.input.label_noise import mismatched
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import reader
 
   folders, weights = config_lib.data_mix(config)
   share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
-  infos = [clip_dataset.read_info(folder) for folder in folders]
+  infos = [reader.read_info(folder) for folder in folders]
   path = config_lib.common_tokenizer(folders)
   return {
     "folders": folders,
@@ -137,7 +137,7 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
     "weights": weights,
     "readers": [
       mismatched(
-        clip_dataset.ClipReader(folder, config["data"]["split"]),
+        reader.ClipReader(folder, config["data"]["split"]),
         share,
         seed + d,
       )
@@ -156,7 +156,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
   Raises:
     UserError: `evaluate_every` does not fit, or `folder` lacks a split.
   """
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import reader
 
   every, log_every = config["evaluate_every"], config["log_every"]
   if every < 0 or every % log_every:
@@ -167,7 +167,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
   if not every:
     return {}
   splits = [s for s in config["evaluate_splits"].split(",") if s]
-  known = clip_dataset.read_info(folder).splits
+  known = reader.read_info(folder).splits
   missing = [split for split in splits if split not in known]
   if missing or not splits:
     raise UserError(
@@ -175,7 +175,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
       f" splits {sorted(known)}; name some of them, or set"
       " config.evaluate_every=0"
     )
-  return {split: clip_dataset.ClipReader(folder, split) for split in splits}
+  return {split: reader.ClipReader(folder, split) for split in splits}
 
 
 def open_watch(
@@ -203,11 +203,11 @@ def open_watch(
 def open_damage_log(
   config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
 ) -> Any:
-  """The DamageLog of this process."""
-  from calince_jax.data.input.corrupt_records import DamageLog
+  """The CorruptRecordLog of this process."""
+  from calince_jax.data.input.corrupt_records import CorruptRecordLog
 
   rows = sharding.local_rows(config["batch_size"], mesh)
-  return DamageLog(
+  return CorruptRecordLog(
     workdir,
     data["readers"],
     max_bad_fraction=config["data"]["max_bad_fraction"],
@@ -239,7 +239,7 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
     cache=config["data"]["cache"],
-    damage=damage,
+    corrupt_records=damage,
   )
 
 
