@@ -41,7 +41,34 @@ COLOURS = ("red", "green", "blue", "white")
 
 # Files that take more than 20 seconds of one core, the slowest first. They are
 # started first, and `bash launch/test.sh --quick` leaves them out.
-SLOW_FILES = ()
+SLOW_FILES = (
+  "training/survival_test.py",
+  "training/multihost_test.py",
+  "benchmarks/commands_test.py",
+  "training/run_test.py",
+  "evaluate_test.py",
+  "losses/tiled_nce_test.py",
+  "export_test.py",
+  "training/grad_cache_test.py",
+  "training/step_test.py",
+  "models/cali_nce_test.py",
+  "hostile_input_test.py",
+  "launch/pods_test.py",
+  "training/retrieval_eval_test.py",
+  "readme_test.py",
+  "losses/objective_test.py",
+  "losses/noise_robust_test.py",
+  "data/video/decode_test.py",
+  "data/input/batches_test.py",
+  "data/input/samples_test.py",
+  "launch/sweep_test.py",
+  "runtime/checkpoint_test.py",
+  "losses/calibrated_nce_test.py",
+  "losses/density_ratio_test.py",
+  "losses/nce_kernel_test.py",
+  "prepare_test.py",
+  "install_test.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
