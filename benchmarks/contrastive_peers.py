@@ -1,4 +1,4 @@
-"""The contrastive loss in the ways of others, to measure ours against.
+"""Other implementations of the contrastive loss, to measure ours against.
 
 Each takes the global video, text [N, D], the confidences [N] and the inverse
 temperature, and returns the same number; what differs is what each device
@@ -25,7 +25,7 @@ def ours(mesh: Mesh, **tiling) -> Callable:
 
 
 def naive(mesh: Mesh) -> Callable:
-  """losses/calibrated_nce.py, and the compiler shares S out."""
+  """losses/calibrated_nce.py; the compiler shards S."""
   del mesh
   return calibrated_nce
 
@@ -50,7 +50,7 @@ def all_gather(mesh: Mesh) -> Callable:
 
 
 def ring(mesh: Mesh) -> Callable:
-  """Texts go round; each step is checkpointed, and JAX differentiates it."""
+  """Texts go round a ring; each step is checkpointed and differentiated."""
   axis, ways = mesh.axis_names, mesh.size
   order = [(i, (i + 1) % ways) for i in range(ways)]
 
@@ -95,7 +95,7 @@ def _shared(local, mesh):
 
 
 def value_and_grad(loss: Callable, mesh: Mesh) -> Callable:
-  """Jitted: of video, text and the temperature, spread over the mesh."""
+  """Jitted; gradients of video, text and scale, sharded over the mesh."""
   rows = jax.NamedSharding(mesh, P(mesh.axis_names))
   whole = jax.NamedSharding(mesh, P())
   return jax.jit(

@@ -1,10 +1,10 @@
-"""Temporary memory of the contrastive loss and its gradient, a device.
+"""Temporary memory of the contrastive loss and its gradient, per device.
 
     python -m benchmarks.loss_memory --out=runs/loss/memory.md
 
-compiles, and does not run: ours against others on eight simulated devices, then
-ours on more and more of them. For TPU pods, on any machine, with the compiler
-in PyPI's libtpu (`pip install "jax[tpu]==VERSION OF jax"` where nothing else
+Compiles and does not run: ours against others on eight simulated devices, then
+ours on 2, 4 and 8 of them. For TPU pods, on any machine, with the compiler in
+PyPI's libtpu (`pip install "jax[tpu]==VERSION OF jax"` where nothing else
 needs the environment):
 
     python -m benchmarks.loss_memory --tpu --out=runs/loss/memory_tpu.md
@@ -12,7 +12,7 @@ needs the environment):
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -27,8 +27,7 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import contrastive_peers
 
 D = 512
-BATCHES = (4096, 8192, 32768, 131072)
-LOCAL = 4096  # pairs of each device, where their number grows
+BATCHES = ["4096", "8192", "32768", "131072"]
 # Topology, slices, HBM of a chip in GiB as its vendor states it.
 PODS = (
   ("v5e:16x16", 1, 16),
@@ -41,43 +40,45 @@ POD_BATCHES = (65536, 1048576)
 def main(argv: Sequence[str]) -> None:
   """Compiles, prints, writes."""
   del argv
-  out = Path(flags.FLAGS.out)
+  F = flags.FLAGS
+  out = Path(F.out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  lines = list(pods() if flags.FLAGS.tpu else simulated())
+  batches = [int(batch) for batch in F.batches]
+  lines = list(pods() if F.tpu else simulated(batches, F.pairs_per_device))
   out.write_text("\n".join(lines) + "\n")
   print(f"wrote {out}")
 
 
-def simulated():
-  """Tables of simulated devices, line by line."""
+def simulated(batches: Sequence[int], pairs_per_device: int) -> Iterator[str]:
+  """The tables of simulated devices, line by line."""
   mesh = mesh_of(jax.devices())
   losses = {"ours": contrastive_peers.ours} | contrastive_peers.PEERS
-  yield from said(
+  yield from printed(
     f"MiB of temporary memory on each of {mesh.size} simulated devices, value"
     f" and gradient, D = {D}, float32:",
     "",
     f"| global batch | {' | '.join(losses)} | ours of the best other |",
     f"|---|{'---|' * len(losses)}---|",
   )
-  for N in BATCHES:
+  for N in batches:
     mib = [compile_loss(make(mesh), mesh, N)[0] for make in losses.values()]
     row = " | ".join(f"{x:,.0f}" for x in mib)
-    yield from said(f"| {N:,} | {row} | {mib[0] / min(mib[1:]):.2f} |")
-  yield from said(
+    yield from printed(f"| {N:,} | {row} | {mib[0] / min(mib[1:]):.2f} |")
+  yield from printed(
     "",
-    f"Ours with {LOCAL:,} pairs on each device:",
+    f"Ours with {pairs_per_device:,} pairs on each device:",
     "",
     "| devices | global batch | MiB a device |",
     "|---|---|---|",
   )
   for count in (2, 4, 8):
     mesh = mesh_of(jax.devices()[:count])
-    N = LOCAL * count
+    N = pairs_per_device * count
     mib, _ = compile_loss(contrastive_peers.ours(mesh), mesh, N)
-    yield from said(f"| {count} | {N:,} | {mib:,.1f} |")
+    yield from printed(f"| {count} | {N:,} | {mib:,.1f} |")
 
 
-def pods():
+def pods() -> Iterator[str]:
   """The table of TPU pods, line by line."""
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -85,7 +86,7 @@ def pods():
 
   library = Path(libtpu.__file__).with_name("libtpu.so")
   os.environ.setdefault("TPU_LIBRARY_PATH", str(library))
-  yield from said(
+  yield from printed(
     f"Ours compiled for TPU pods, value and gradient, D = {D}:",
     "",
     "| pod | chips | global batch | products | MiB a chip: temporary |"
@@ -101,12 +102,12 @@ def pods():
     mesh = mesh_of(topology.devices)
     for N in POD_BATCHES:
       for products in ("float32", "bfloat16"):
-        loss = contrastive_peers.ours(mesh, products=products)
+        loss = contrastive_peers.ours(mesh, matmul_dtype=products)
         start = time.perf_counter()
         temporary, everything = compile_loss(loss, mesh, N)
         seconds = time.perf_counter() - start
         free = 1 - everything / (hbm * 1024)
-        yield from said(
+        yield from printed(
           f"| {name}{f' x {slices} slices' if slices > 1 else ''} |"
           f" {mesh.size} | {N:,} | {products} | {temporary:,.0f} |"
           f" {everything:,.0f} | {free:.1%} of {hbm} GiB | {seconds:.0f} s |"
@@ -132,14 +133,16 @@ def compile_loss(loss, mesh, N) -> tuple[float, float]:
   return memory.temp_size_in_bytes / 2**20, everything / 2**20
 
 
-def said(*lines):
-  """Prints them as they come."""
+def printed(*lines: str) -> Iterator[str]:
+  """Yields the lines, and prints each."""
   for line in lines:
     print(line, flush=True)
     yield line
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("out", "runs/loss/memory.md", "the table")
-  flags.DEFINE_bool("tpu", False, "for TPU pods")
+  flags.DEFINE_string("out", "runs/loss/memory.md", "the table to write")
+  flags.DEFINE_bool("tpu", False, "compile for TPU pods instead")
+  flags.DEFINE_list("batches", BATCHES, "global batch sizes")
+  flags.DEFINE_integer("pairs_per_device", 4096, "in the second table", 1)
   app.run(main)

@@ -1,4 +1,4 @@
-"""Time of the contrastive loss and its gradient, ours against others.
+"""Times the contrastive loss and its gradient, ours against others.
 
     python -m benchmarks.loss_time --devices=8 --batch=4096
     python -m benchmarks.loss_time --devices=1 --batch=8192 \
@@ -36,7 +36,7 @@ D = 512
 
 
 def main(argv: Sequence[str]) -> None:
-  """Compiles, takes turns, prints, writes."""
+  """Compiles each loss, times them in turns, writes the table."""
   del argv
   F = flags.FLAGS
   turns = jax_turns(F.devices, F.batch, F.dtype, F.tile)
@@ -82,19 +82,19 @@ def main(argv: Sequence[str]) -> None:
 def jax_turns(
   devices: int, N: int, dtype: str, tile: int
 ) -> dict[str, Callable[[], None]]:
-  """Functions that compute the loss and its gradient once, and wait."""
+  """Functions that compute each loss and its gradient once, and wait."""
   mesh = mesh_of(jax.devices()[:devices])
   makers = {
     "ours": lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype
+      mesh, tile=tile, matmul_dtype=dtype
     ),
     "ours, nothing kept": lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype, keep=0
+      mesh, tile=tile, matmul_dtype=dtype, max_saved_bytes=0
     ),
   } | contrastive_peers.PEERS
   if jax.default_backend() == "gpu":
     makers["ours, pallas"] = lambda mesh: contrastive_peers.ours(
-      mesh, tile=tile, products=dtype, kernel=nce_kernel
+      mesh, tile=tile, matmul_dtype=dtype, kernel=nce_kernel
     )
   if devices == 1:  # then these are the dense loss
     makers = {
@@ -118,11 +118,15 @@ def jax_turns(
 
 
 if __name__ == "__main__":
-  flags.DEFINE_integer("devices", 8, "of the mesh", 1)
-  flags.DEFINE_integer("batch", 4096, "the global one", 1)
-  flags.DEFINE_integer("rounds", 7, "timed ones", 1)
-  flags.DEFINE_integer("tile", 1024, "of ours", 1)
-  flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of all")
+  flags.DEFINE_integer("devices", 8, "number of devices", 1)
+  flags.DEFINE_integer("batch", 4096, "global batch size", 1)
+  flags.DEFINE_integer("rounds", 7, "number of timed rounds", 1)
+  flags.DEFINE_integer("tile", 1024, "rows of a tile of our loss", 1)
+  flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "of embeddings and products"
+  )
   flags.DEFINE_string("open_clip", None, "path of open_clip/loss.py")
-  flags.DEFINE_string("out", None, "the table")
+  flags.DEFINE_string(
+    "out", None, "the table to write; default: runs/loss/time_*.md"
+  )
   app.run(main)

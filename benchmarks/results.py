@@ -55,7 +55,7 @@ def define_flags() -> None:
 
 
 def made_table(folder: Path) -> str:
-  """The one table that a benchmark has written."""
+  """The one table in the folder of a benchmark."""
   (path,) = folder.glob("*.md")
   return path.read_text().strip()
 
@@ -68,7 +68,7 @@ def loss_tables(folder: Path) -> str:
 
 
 def survival_tables(folder: Path) -> str:
-  """What was killed, the processes that lost another, and the long run."""
+  """The tables of the killed runs, of two processes and of the long run."""
   return "\n\n".join(
     (folder / f"{part}.md").read_text().strip()
     for part in ("kills", "peers", "soak")
@@ -164,7 +164,7 @@ def table(workdir: Path) -> str:
 
 
 def mismatch(workdir: Path) -> str:
-  """What `evaluate --task=calibration` found, and the AUC along training."""
+  """Metrics of `evaluate --task=calibration`, and the AUC along training."""
   result = json.loads((workdir / "eval" / "calibration.json").read_text())
   known, protocol = result["metrics"], result["protocol"]
   lines = ["| | result | |", "|---|---|---|"]

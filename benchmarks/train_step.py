@@ -16,19 +16,19 @@ from ml_collections import config_flags
 
 from calince_jax import cli
 from calince_jax.data.tokenizer import Vocabulary
+from calince_jax.models.cali_nce import dummy_batch
 from calince_jax.runtime import sharding
 from calince_jax.training import setup
-from calince_jax.training import step as train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/cali_nce.py")
-STEPS = flags.DEFINE_integer("steps", 10, "timed steps")
-VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower")
+STEPS = flags.DEFINE_integer("steps", 10, "number of timed steps", 1)
+VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower", 1)
 
 
 def main() -> None:
-  """Compiles, runs, prints."""
+  """Compiles the step, times it and prints the result."""
   config = CONFIG.value.to_dict()
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   training = setup.compile_training(
     config,
     mesh,
@@ -37,7 +37,7 @@ def main() -> None:
   )
   state = training.start(config["seed"])
   batch = jax.device_put(
-    train_step.dummy_batch(training.model.config, config["batch_size"]),
+    dummy_batch(training.model.config, config["batch_size"]),
     sharding.batch_sharding(mesh),
   )
   start = time.perf_counter()

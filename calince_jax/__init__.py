@@ -4,8 +4,8 @@ __version__ = "0.1.0"
 
 
 def load(directory):
-  """Loads an exported model; see calince_jax/inference/model.py."""
+  """Loads an exported model; see calince_jax/inference/exported.py."""
   # Imported here, so that `import calince_jax` costs nothing.
-  from calince_jax.inference import model as inference
+  from calince_jax.inference import exported
 
-  return inference.load(directory)
+  return exported.load(directory)

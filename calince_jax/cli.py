@@ -1,4 +1,4 @@
-"""How every entry point starts, and how bad input ends it."""
+"""How every command starts, and how bad input ends it."""
 
 import dataclasses
 import errno
@@ -16,13 +16,13 @@ LONGEST = 2000  # characters of a message
 
 
 def run(main: Callable[[], object]) -> None:
-  """Parses the flags and runs `main`; bad input ends in a line and status 2."""
+  """Parses the flags and runs `main`; bad input ends with a line, status 2."""
 
   def guarded(argv):
     if len(argv) > 1:
       _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     if not any("verbosity" in word for word in sys.argv):
-      # The libraries' own remarks would hide the lines of progress.
+      # Remarks of the libraries would hide the lines of progress.
       logging.set_verbosity(logging.ERROR)
     try:
       main()
@@ -31,23 +31,23 @@ def run(main: Callable[[], object]) -> None:
     except OSError as error:
       # A full disk, a folder that may not be written, a missing config file.
       if error.errno == errno.ENOSPC:
-        _fail("the disk is full; make room, and give the same command again")
+        _fail("the disk is full; make room, and run the same command again")
       where = f"{error.filename}: " if error.filename else ""
       lines = str(error).strip().splitlines() or [type(error).__name__]
       _fail(f"{where}{error.strerror}" if error.strerror else lines[-1])
     except MemoryError:
       _fail("there is not enough memory for this")
     except KeyboardInterrupt:
-      _fail("interrupted; the same command goes on where it was")
+      _fail("interrupted; the same command resumes the work")
 
   app.run(guarded, flags_parser=parse)
 
 
 def options(kind: type[T]) -> T:
-  """The flags as a dataclass whose fields have their names.
+  """The flags as a dataclass with one field for each flag, of its name.
 
   Raises:
-    UserError: a number is nan or infinite, which no bound of a flag refuses.
+    UserError: a number is nan or infinite, which bounds of flags let pass.
   """
   names = [field.name for field in dataclasses.fields(kind)]
   values = {name: flags.FLAGS[name].value for name in names}
@@ -60,12 +60,12 @@ def options(kind: type[T]) -> T:
 def parse(
   argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
 ) -> list[str]:
-  """Sets the flags, and returns what is left; a wrong one ends the program."""
+  """Sets the flags, and returns the other arguments; a wrong flag exits."""
   try:
     return flag_values(argv)
   except flags.Error as error:
     _fail(f"{error} (--help lists the flags)")
-  # ml_collections lets these pass as they are.
+  # ml_collections raises these as they are.
   except (KeyError, AttributeError) as error:
     reason: object = error  # an AttributeError around a KeyError, or either
     while isinstance(reason, Exception):
@@ -78,9 +78,9 @@ def parse(
 
 
 def one_line(error: object) -> str:
-  """A message as it is printed: what a file put into it cannot act on a screen.
+  """A message as it is printed: text from a file cannot control a terminal.
 
-  White space is one blank, other control characters are written out, and what
+  White space becomes one blank, other control characters are escaped, and what
   is longer than LONGEST is cut.
   """
   text = " ".join(str(error).split())

@@ -79,7 +79,7 @@ class Similarities:
 
   form: Annotated[str, OneOf(("auto", "dense", "tiled")), MAY_CHANGE]
   tile: Annotated[int, Range("[1, 1e6]"), MAY_CHANGE]
-  matmul_dtype: Annotated[str, OneOf(tiled_nce.PRODUCTS)]
+  matmul_dtype: Annotated[str, OneOf(tiled_nce.MATMUL_DTYPES)]
   max_saved_bytes: Annotated[int, Range("[0, 1e15]"), MAY_CHANGE]
   kernel: Annotated[str, OneOf(tuple(KERNELS)), MAY_CHANGE]
 
@@ -252,7 +252,9 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
   N, form = config["batch_size"], settings.form
   if form == "auto":
     small = 4 * N * N // mesh.size <= LARGEST_DENSE
-    tileable = config["objective"]["contrastive"] in contrastive.OF_SUMS
+    tileable = (
+      config["objective"]["contrastive"] in contrastive.LOSSES_FROM_SUMS
+    )
     form = "dense" if small or not tileable else "tiled"
   if form == "dense":
     return None
@@ -263,11 +265,11 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
       # All devices work on it, those of one model too, where they can.
       axis="data" if N % mesh.size else mesh.axis_names,
       tile=settings.tile,
-      products=settings.matmul_dtype,
-      keep=settings.max_saved_bytes,
+      matmul_dtype=settings.matmul_dtype,
+      max_saved_bytes=settings.max_saved_bytes,
       kernel=KERNELS[settings.kernel],
     )
-    each = N // tiling.ways
+    each = N // tiling.num_devices
     side = min(tiling.tile, each)
     if tiling.kernel is not None:
       tiling.kernel.check(side, config["model"]["embedding_dim"])

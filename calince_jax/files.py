@@ -1,8 +1,8 @@
-"""Every output file is written here: whole, or not at all.
+"""Writes output files: whole, or not at all.
 
-A command may be killed at any moment. What it leaves under a name of its own is
-then either what was there before or the new content, never a part of it. Paths
-are local, or Google Cloud Storage (gs://) where a function says so.
+A command may be killed at any moment. A file under its final name then has
+either its old content or the new one, never a part of it. Paths are local, or
+Google Cloud Storage (gs://) where a function says so.
 """
 
 import contextlib
@@ -22,6 +22,9 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
   Args:
     path: local or gs://; its folder exists.
     content: of the whole file.
+
+  Raises:
+    OSError: it cannot be written; the file is as it was.
   """
   data = content.encode("utf-8") if isinstance(content, str) else content
   path = epath.Path(path)
@@ -76,42 +79,48 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 class LineFile:
-  """A text file to which whole lines are appended, local or gs://."""
+  """A UTF-8 text file to which whole lines are appended, local or gs://."""
 
-  def __init__(self, path: epath.Path, keep: Callable[[str], bool] = bool):
-    """Opens the file, or makes it, and drops the lines that `keep` rejects.
+  def __init__(self, path: epath.Path, is_valid: Callable[[str], bool] = bool):
+    """Opens the file, or makes it, and drops the lines that are not valid.
 
     A last line without its end was being written when the process was killed;
     it is dropped.
 
     Args:
       path: of the file; its folder is made if it does not exist.
-      keep: of a line without its end; default: the lines that are not empty.
+      is_valid: tells of a line, without its end, whether it stays; default:
+        the lines that are not empty.
     """
     self._path = path
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(line + "\n" for line in read_lines(path) if keep(line))
-    write_atomic(path, text)
+    lines = [line for line in read_lines(path) if is_valid(line)]
+    content = b"".join(map(_as_bytes, lines))
+    write_atomic(path, content)
     # Objects in a bucket cannot be appended to.
-    self._content = text if in_bucket(path) else None
+    self._content = content if in_bucket(path) else None
 
   def append(self, line: str) -> None:
-    """Writes one line."""
+    """Writes one line; characters that UTF-8 lacks are written as escapes."""
     if self._content is None:
-      with self._path.open("a") as file:
-        file.write(line + "\n")
+      with self._path.open("ab") as file:
+        file.write(_as_bytes(line))
     else:
-      self._content += line + "\n"
-      self._path.write_text(self._content)
+      self._content += _as_bytes(line)
+      self._path.write_bytes(self._content)
+
+
+def _as_bytes(line: str) -> bytes:
+  return (line + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_lines(path: epath.Path) -> list[str]:
-  """The whole lines of a file; an empty list where there is no file."""
+  """Returns the whole lines of a file; [] where there is no file."""
   if not path.exists():
     return []
-  return path.read_text().split("\n")[:-1]
+  return path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-  """Whether the path is an object store's (gs://)."""
+  """Returns whether the path is one of an object store (gs://)."""
   return "://" in str(path)

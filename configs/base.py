@@ -4,8 +4,7 @@ Other files change some of them: `config = base.get_config()`, then
 `config.objective.confidence = "none"`. The dictionary is locked: a misspelt
 key is an error. On the command line, `--config.batch_size=64`.
 
-Hardware and score depend on what is chosen here; see configs/quickstart.py for
-a configuration that has been run, with its time and result.
+configs/quickstart.py is a configuration that runs in minutes on two CPU cores.
 """
 
 import ml_collections
@@ -26,13 +25,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every = 1_000  # steps
   config.keep_checkpoints = 3  # the latest ones
   config.max_bad_steps = 20  # non-finite steps in a row that end the run
-  # Without progress for so long, the run writes where it stands, and after
-  # twice as long it ends. Compiling counts: give it more than that. 0: never.
+  # Without progress for this long, the run writes the stack of every thread to
+  # stall.txt; after twice as long it ends. Set it above the time to compile.
+  # 0: never.
   config.stall_seconds = 1800
   config.alarms = ml_collections.ConfigDict()  # 0 turns one off
-  # A loss so many robust standard deviations above those before it.
+  # Warn of a loss that is this many robust standard deviations above the losses
+  # before it.
   config.alarms.loss_spike = 10.0
-  # Confidences collapse: the effective sample size, as a share of the batch.
+  # Warn of an effective sample size below this share of the batch: a few pairs
+  # then hold nearly all of the weight.
   config.alarms.effective_sample_share = 0.05
   # Zero-shot retrieval during training; 0: never. A multiple of log_every.
   config.evaluate_every = 0  # steps
@@ -45,18 +47,18 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.split = "train"
   config.data.num_frames = 8
   config.data.image_size = 224  # pixels
-  # One frame of each of num_frames equal parts: a caption tells of the whole
-  # clip. `window` takes every frame_stride-th stored frame.
+  # uniform: one frame of each of num_frames equal parts, since a caption is
+  # about the whole clip. window: every frame_stride-th stored frame.
   config.data.frames = "uniform"
   config.data.frame_stride = 1
   config.data.min_crop_area = 0.5  # of the picture, in training
-  config.data.flip = False  # captions say left and right
+  config.data.flip = False  # mirror half of the clips; captions name sides
   config.data.text_length = 32  # tokens, begin and end included
   # Keep the training split in memory: its decoded frames where min_crop_area
   # is 1, else its records.
   config.data.cache = False
   config.data.max_bad_fraction = 0.01  # of samples that may be substituted
-  # For studies: this share of the training clips gets another one's caption.
+  # For studies: this share of the training clips gets another clip's caption.
   config.data.mismatch = 0.0
   config.data.mismatch_seed = 0
 
@@ -103,27 +105,28 @@ def get_config() -> ml_collections.ConfigDict:
   # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"
-  # A pair that stands in the batch twice is no negative of itself.
+  # A pair that appears in a batch twice is not its own negative.
   config.objective.mask_duplicates = False
-  # K, uniform in-batch negatives a video; even, for the two heads of
-  # model.cross_fit share them out.
+  # K, uniform in-batch negatives for each video. Even, since the two heads of
+  # model.cross_fit share them.
   config.objective.num_negatives = 4
   # How far a pair is trusted: density_ratio, posterior, score, none (all alike)
   # and, to compare with, robust_xid and oracle (the truth, if it is known).
   config.objective.confidence = "density_ratio"
-  # What ranks the pairs for it: head, the correspondence head's logit; cosine,
-  # the contrastive one; or both.
+  # What ranks the pairs: head, the correspondence head's logit; cosine, of the
+  # contrastive embeddings; or both.
   config.objective.scorer = "both"
   # The share of mismatched pairs; None: estimated from the scores.
   config.objective.noise_rate = config_dict.placeholder(float)
   config.objective.floor = 0.0  # the least weight
   config.objective.power = 5.0  # > 1 separates more
-  # A pair's confidence is averaged over about 1 / (1 - memory) visits.
+  # A pair's confidence is averaged over its last 1 / (1 - memory) epochs or so.
   config.objective.memory = 0.0
   config.objective.warmup_share = 0.05  # of total_steps with all weights 1
   config.objective.ramp_share = 0.1  # of total_steps to blend them in
-  config.objective.weigh_predictive = True  # weights there, too
-  # 0.95: the scores' statistics are of about the last 20 batches.
+  # Whether the weights also apply to the predictive term.
+  config.objective.weigh_predictive = True
+  # 0.95: the statistics of alignment scores cover about the last 20 batches.
   config.objective.histogram_decay = 0.95
 
   # The N x N similarities of the contrastive loss: dense; tiled, in memory that
@@ -134,7 +137,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.similarities.tile = 1024  # pairs; larger ones suit large accelerators
   # bfloat16: faster products of the tiles, with float32 sums.
   config.similarities.matmul_dtype = "float32"
-  # Bytes a device: similarities that fit are not computed again backward.
+  # Bytes on each device: similarities that fit are kept for the backward pass.
   config.similarities.max_saved_bytes = 2**23
   # What makes a tile: xla; or pallas, a kernel for GPUs that has not been timed
   # on one yet (tiles of a multiple of 64 pairs).

@@ -1,7 +1,7 @@
-"""A config's `sweep()` as named, checked runs: one command line each.
+"""Expands the `sweep()` of a configuration file into runs, checking each.
 
 An override is `"dotted.key": value`. One key is special: "config_argument" is
-what `get_config` is called with, `--config=PATH:ARGUMENT` on a command line.
+the argument of `get_config`, `--config=PATH:ARGUMENT` on a command line.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ MAX_NAME = 200  # bytes; file systems allow 255
 
 @dataclass(frozen=True)
 class Run:
-  """One run of a sweep: its folder's name, overrides, and commands in order."""
+  """One run of a sweep: its folder name, overrides, and commands in order."""
 
   name: str
   overrides: dict[str, Any]
@@ -40,17 +40,19 @@ def expand(
   workdir: str,
   evaluate: str | None = None,
 ) -> list[Run]:
-  """The runs of a config's `sweep()`, all of them checked.
+  """The runs of a configuration's `sweep()`, after checking all of them.
 
   Args:
     config: the value of --config, a path with or without `:argument`.
     shared: overrides of every run, dotted keys.
-    workdir: run NAME lives in WORKDIR/NAME.
-    evaluate: flags of a `calince_jax.evaluate` after training, or None.
+    workdir: the folder of run NAME is WORKDIR/NAME.
+    evaluate: flags of `calince_jax.evaluate` after training; None: no
+      evaluation.
 
   Raises:
-    UserError: there is no sweep(), it yields something that is no dict of
-      overrides, an override that the config does not take, or a run twice.
+    UserError: there is no sweep(); it yields nothing, something other than a
+      dict of overrides, an override that the configuration does not accept, or
+      two runs with one name.
   """
   sweep = list(_sweep_of(config)())
   if not sweep:
@@ -67,7 +69,10 @@ def expand(
   for name, overrides in zip(names, sweep, strict=True):
     twice = sorted(shared.keys() & overrides.keys())
     if twice:
-      raise UserError(f"{twice[0]!r} is set by sweep() and by --config.*")
+      raise UserError(
+        f"{twice[0]!r} is set by sweep() and also by --config.{twice[0]};"
+        " remove one of them"
+      )
     this = _with_argument(config, overrides)
     words = [
       f"--config.{key}={value}"
@@ -89,12 +94,15 @@ def _with_argument(config: str, overrides: Mapping[str, Any]) -> str:
   if ARGUMENT not in overrides:
     return config
   if ":" in config:
-    raise UserError(f"sweep() sets what follows the colon of --config={config}")
+    raise UserError(
+      f"--config={config}: sweep() sets config_argument, which is what follows"
+      " the colon; remove one of them"
+    )
   return f"{config}:{overrides[ARGUMENT]}"
 
 
 def load(config: str) -> ModuleType:
-  """The Python file of a --config, with or without `:argument`, executed.
+  """Imports the Python file of a --config, with or without `:argument`.
 
   Raises:
     UserError: there is no such file.
@@ -119,13 +127,13 @@ def _sweep_of(config: str) -> Callable[[], Iterable[dict[str, Any]]]:
 
 
 def run_names(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
-  """`seed=0,power=2`: folder names made of the overrides.
+  """The runs' folder names, made of their overrides: `seed=0,power=2`.
 
-  The last part of a dotted key stands for it where that is unambiguous; the
-  value of "config_argument" stands alone: `infonce,seed=0`.
+  A dotted key is shortened to its last part where that is unambiguous; of
+  "config_argument" only the value is written: `infonce,seed=0`.
 
   Raises:
-    UserError: two runs would have one name, or a name is too long.
+    UserError: two runs would have the same name, or a name is too long.
   """
   keys = {key for overrides in sweep for key in overrides}
   lasts = [key.split(".")[-1] for key in keys]
@@ -147,12 +155,15 @@ def run_names(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
         f" ({sweep[names.index(this)]} and {sweep[i]})"
       )
     if len(this.encode()) > MAX_NAME:
-      raise UserError(f"sweep() yields a run with too long a name: {this}")
+      raise UserError(
+        f"sweep() yields a run whose name is too long, above {MAX_NAME} bytes:"
+        f" {this}"
+      )
   return names
 
 
 def check_overrides(config: str, words: Sequence[str], name: str) -> None:
-  """UserError unless train would take these flags (its parser decides)."""
+  """UserError unless train accepts these flags; uses the parser of train."""
   argv = ["train", f"--config={config}", *words]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -160,6 +171,6 @@ def check_overrides(config: str, words: Sequence[str], name: str) -> None:
     values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError) as error:
     raise UserError(
-      f"run {name} of sweep(): {config} does not take {shlex.join(words)}:"
+      f"run {name} of sweep(): {config} does not accept {shlex.join(words)}:"
       f" {str(error).splitlines()[0]}"
     ) from error

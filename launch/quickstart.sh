@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated and exported model with its report.
+# Generates a corpus, trains, evaluates and exports a model, writes its report.
 # Usage: bash launch/quickstart.sh [FOLDER]    (default: runs/quickstart)
-# Run again, it reuses what is there.
+# A second run reuses the results in FOLDER.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out="${1:-runs/quickstart}"
 
 mkdir -p "$out"
-times="$out/times.csv" # of the first time, when nothing is reused
+times="$out/times.csv" # seconds of the first run only: it reuses nothing
 [ -e "$times" ] && times=/dev/null
 printf 'installation,%d\n' "$SECONDS" >"$times"
 
@@ -18,12 +19,12 @@ run() {
   printf '%s,%d\n' "${3##*.}" $((SECONDS - start)) >>"$times"
 }
 
-# Does the rest unless its result is there already.
+# unless RESULT COMMAND...: runs the command unless its result exists.
 unless() {
   local result="$1"
   shift
   if [ -e "$result" ]; then
-    printf '\n  %s is there and is reused\n' "$result"
+    printf '\n  %s exists and is reused\n' "$result"
   else
     run "$@"
   fi

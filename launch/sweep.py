@@ -1,21 +1,22 @@
-"""Expands a config's `sweep()` into runs, and runs them side by side.
+"""Expands the `sweep()` of a configuration into runs, and can run them.
 
     python -m launch.sweep --config=configs/x.py --workdir=DIR \
       [--run --num_workers=N] [--evaluate='--task=retrieval'] \
       [--config.key=value ...]
 
-`sweep()` stands beside `get_config()` and yields one dict of overrides a run:
+`sweep()` is defined beside `get_config()` and yields one dict of overrides for
+each run:
 
     def sweep():
       for seed in range(3):
         yield {"seed": seed, "objective.confidence": "score"}
 
-The key "config_argument" is what `get_config` is called with:
+The key "config_argument" is the argument of `get_config`:
 {"config_argument": "infonce"} runs --config=configs/x.py:infonce.
 
-Without --run the commands are printed, one run a line, to be started anywhere;
---collect then makes the table. With --run they are started here, from the
-root of the repository, and what has finished already is skipped.
+Without --run the commands are printed, one line for each run, to be started
+anywhere; --collect then makes the table. With --run they are started on this
+machine, from the root of the repository, and finished runs are skipped.
 """
 
 import shlex
@@ -32,21 +33,31 @@ from launch import table
 from launch.expand import expand
 from launch.workers import run_all
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "with a sweep()")
-WORKDIR = flags.DEFINE_string("workdir", None, "each run gets a folder in it")
-RUN = flags.DEFINE_bool("run", False, "run here instead of printing")
-COLLECT = flags.DEFINE_bool("collect", False, "only make the table")
-NUM_WORKERS = flags.DEFINE_integer("num_workers", 1, "at a time", 1)
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "configuration file that defines sweep()"
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "folder that gets one run folder for each run"
+)
+RUN = flags.DEFINE_bool(
+  "run", False, "run the commands on this machine instead of printing them"
+)
+COLLECT = flags.DEFINE_bool(
+  "collect", False, "only make the table of runs that ended already"
+)
+NUM_WORKERS = flags.DEFINE_integer(
+  "num_workers", 1, "how many runs to run at a time", 1
+)
 EVALUATE = flags.DEFINE_string(
-  "evaluate", None, "evaluate each run, too, with these flags"
+  "evaluate", None, "flags to evaluate each run with; default: no evaluation"
 )
 METRICS = flags.DEFINE_list(
-  "metrics", [], "columns of the table; default: loss and all of eval/"
+  "metrics", [], "columns of the table; default: step, loss, all of eval/"
 )
 
 
 def main() -> None:
-  """Prints the commands, or runs them and collects the table."""
+  """Prints the commands, or runs them and writes the table."""
   if CONFIG.value is None or not WORKDIR.value:
     raise UserError("give --config=FILE and --workdir=DIR")
   here = RUN.value or COLLECT.value
@@ -67,7 +78,7 @@ def main() -> None:
     return
   workdir, failed = Path(WORKDIR.value), []
   if RUN.value:
-    # A polite kill stops the runs as Ctrl-C does.
+    # SIGTERM stops the runs as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
       failed = run_all(
@@ -75,7 +86,7 @@ def main() -> None:
         num_workers=NUM_WORKERS.value,
       )
     except KeyboardInterrupt:
-      print("stopped; the same command goes on", file=sys.stderr)
+      print("stopped; the same command resumes the sweep", file=sys.stderr)
       sys.exit(128 + signal.SIGINT)
   columns, rows = table.collect(
     {run.name: run.overrides for run in runs}, workdir, METRICS.value

@@ -1,4 +1,4 @@
-"""One table of the runs of a sweep."""
+"""Collects the results of a sweep in one table."""
 
 import csv
 import json
@@ -16,26 +16,29 @@ def collect(
   workdir: Path,
   metrics: Sequence[str] = (),
 ) -> tuple[list[str], list[dict[str, Any]]]:
-  """One row a run: name, exit status, overrides and last metrics.
+  """The table: a row for each run, with name, exit status, overrides, metrics.
 
   Metrics are those of the last line of metrics.jsonl (`loss`) and of
-  eval/TASK.json (`TASK/t2v_R@1`). What a run does not have is left out of its
-  row.
+  eval/TASK.json (`TASK/t2v_R@1`). A row omits the metrics that its run lacks.
 
   Args:
     runs: the overrides of each run, by its name.
-    workdir: holds the runs' folders.
-    metrics: which; default: step, loss and all of eval/.
+    workdir: the folder that holds the run folders.
+    metrics: the names of metrics to include; default: step, loss and all of
+      eval/.
+
+  Returns:
+    The names of the columns, and the rows.
 
   Raises:
-    UserError: a metric that no run has.
+    UserError: no run has one of `metrics`.
   """
-  found = [_last_metrics(workdir / run) for run in runs]
-  known = list(dict.fromkeys(name for row in found for name in row))
+  measured = [_last_metrics(workdir / run) for run in runs]
+  known = list(dict.fromkeys(name for row in measured for name in row))
   unknown = [name for name in metrics if name not in known]
   if unknown:
     raise UserError(
-      f"--metrics: no run has {unknown[0]!r}; the runs have {known}"
+      f"--metrics: no run has {unknown[0]!r}; choose from {known}"
     )
   chosen = metrics or [
     name for name in known if name in ("step", "loss") or "/" in name
@@ -44,7 +47,7 @@ def collect(
     dict.fromkeys(key for overrides in runs.values() for key in overrides)
   )
   columns, rows = ["run", "exit_status", *keys, *chosen], []
-  for (run, overrides), values in zip(runs.items(), found, strict=True):
+  for (run, overrides), values in zip(runs.items(), measured, strict=True):
     row = {"run": run, **overrides}
     done = read_done(workdir / run)
     if done is not None:
@@ -65,7 +68,7 @@ def _last_metrics(folder: Path) -> dict[str, Any]:
 def write_table(
   path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> Path:
-  """Writes the rows as CSV, empty where a row has no value; returns `path`."""
+  """Writes the rows as CSV, empty where a value is missing; returns `path`."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("w", newline="") as file:
     writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -75,7 +78,7 @@ def write_table(
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as a Markdown table, floats with four digits."""
+  """The rows as a Markdown table, with four digits of each float."""
 
   def cell(row, column):
     if column not in row:

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Trains on all workers of a Cloud TPU pod slice; run it again to go on.
+# Trains on all workers of a Cloud TPU pod slice; run it again to resume.
 #
 #   bash launch/tpu_pod.sh --name=NAME --zone=ZONE \
 #     --config=configs/cali_nce.py --workdir=gs://BUCKET/RUN \
 #     [--dry_run] -- [--config.key=value ...]
 #
-#   --name, --zone    of the TPU; --project, too, where gcloud has no default
-#   --accelerator, --runtime_version   create it first (v5litepod-16 and
-#                     v2-alpha-tpuv5-lite, say); leave them out if it is there
+#   --name, --zone    of the TPU; also --project if gcloud has no default
+#   --accelerator, --runtime_version   create the TPU first (for example
+#                     v5litepod-16 and v2-alpha-tpuv5-lite); leave them out if
+#                     it exists
 #   --config          a configuration of this repository, as committed (HEAD)
-#   --workdir         of the run, seen by all workers: gs://... or an absolute
-#                     path of a shared disk; the data sets likewise
-#   --python          of the workers, 3.11 or newer; default: python3.11, which
-#                     is installed with apt-get where it is missing
+#   --workdir         the run folder, which all workers can reach: gs://... or
+#                     an absolute path on a shared disk; the same holds for data
+#   --python          Python 3.11 or newer on the workers; default: python3.11,
+#                     which is installed with apt-get if it is missing
 #   --dry_run         print every command and run none
-#   -- ...            goes to calince_jax.train as it stands
+#   -- ...            flags that are passed to calince_jax.train
 set -euo pipefail
 
 fail() {
@@ -22,7 +23,7 @@ fail() {
   exit 2
 }
 
-# The words as one line for a shell, quoted where they must be.
+# quote WORD...: the words as one shell command line, quoted where needed.
 quote() {
   local word line=""
   for word in "$@"; do
@@ -59,8 +60,8 @@ while (($#)); do
       break
       ;;
     *)
-      fail "unknown option '$1'; write --name=value, and after -- what is" \
-        "for training"
+      fail "unknown option '$1'; write --name=value, and the flags for" \
+        "training after --"
       ;;
   esac
   shift
@@ -72,13 +73,13 @@ done
 case "$workdir" in
   gs://?* | /*) ;;
   *)
-    fail "--workdir=$workdir must be gs://... or the absolute path of a disk" \
+    fail "--workdir=$workdir must be gs://... or an absolute path on a disk" \
       "that all workers share"
     ;;
 esac
 if [[ -n $accelerator && -z $runtime_version ||
   -z $accelerator && -n $runtime_version ]]; then
-  fail "--accelerator and --runtime_version go together"
+  fail "--accelerator and --runtime_version go together; give both or neither"
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -88,7 +89,7 @@ if [[ -z $dry_run ]]; then
   command -v gcloud >/dev/null ||
     fail "gcloud is missing; install the Google Cloud CLI"
   if [[ -n $(git status --porcelain) ]]; then
-    echo "note: what is not committed does not reach the workers" >&2
+    echo "note: what is not committed is not copied to the workers" >&2
   fi
 fi
 
@@ -96,7 +97,7 @@ tpu=(gcloud compute tpus tpu-vm)
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 
-# on_all LINE...: lines of bash, on every worker at the same time.
+# on_all LINE...: runs the lines in bash on every worker at the same time.
 on_all() {
   local script="set -e" line
   for line in "$@"; do
@@ -119,13 +120,13 @@ fi
 run git archive --format=tar.gz "--output=$folder/$archive" HEAD
 run "${tpu[@]}" scp "$folder/$archive" "$name:" "${where[@]}" --worker=all
 
-# The environment stays; everything else becomes what the archive holds.
+# Keeps .venv and replaces everything else by the contents of the archive.
 on_all "mkdir -p calince_jax" \
   "find calince_jax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +" \
   "tar -xzf $archive -C calince_jax"
 
-# requirements.txt pins JAX for the CPU: [tpu] adds the libtpu that goes with
-# that version. The variables are the worker's, not this machine's.
+# requirements.txt pins JAX for the CPU; [tpu] adds the libtpu of that version.
+# The variables are expanded on the worker, not on this machine.
 python="$(quote "$python")"
 # shellcheck disable=SC2016
 on_all "cd calince_jax" "export PYTHON=$python" \

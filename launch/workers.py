@@ -1,4 +1,4 @@
-"""Runs commands side by side, each with a log; resumable, stoppable."""
+"""Runs commands in parallel, each with a log; can be stopped and resumed."""
 
 import contextlib
 import datetime
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 POLL_SECONDS = 0.05
-STOP_SECONDS = 60.0  # for a run to save itself after SIGTERM
-LOG_LINES = 10  # of a failed run, shown
+STOP_SECONDS = 60.0  # what a run gets to save a checkpoint after SIGTERM
+LOG_LINES = 10  # shown of the log of a failed run
 LOG, DONE = "sweep.log", "done.json"
 
 Command = tuple[str, ...]
@@ -31,40 +31,41 @@ def run_all(
 ) -> list[Path]:
   """Runs the commands of each folder, `num_workers` folders at a time.
 
-  Their output goes to FOLDER/sweep.log. FOLDER/done.json says what was run,
-  how it ended and how many seconds it took since it was last started; a folder
-  in which the same commands ended with 0 is skipped.
-  Left by an exception, Ctrl-C among them, it stops what it has started.
+  Their output is appended to FOLDER/sweep.log. FOLDER/done.json then holds the
+  commands, their exit status, and the seconds since they were last started. A
+  folder where the same commands ended with status 0 is skipped.
+  On any exception, including Ctrl-C, all processes that were started are
+  stopped.
 
   Args:
-    jobs: of each folder, the argv lists to run in order.
+    jobs: for each folder the commands to run in order, as argv lists.
     num_workers: at least 1.
-    environment: variables of the commands, over those of this process.
-    cores: [num_workers], the CPU cores that each worker is kept to (Linux);
+    environment: variables for the commands, added to those of this process.
+    cores: [num_workers], the CPU cores that each worker may use (Linux only);
       default: all.
     out: where progress is printed; default: standard output.
 
   Returns:
-    The folders of which a command failed.
+    The folders in which a command failed.
   """
   waiting, active, failed, seconds = [], [], [], []
   free = list(range(num_workers))
 
-  def say(text):
+  def report(text):
     print(text, file=out or sys.stdout, flush=True)
 
   for folder, commands in jobs.items():
     if _is_done(folder, commands):
-      say(f"skip   {folder.name}: finished already")
+      report(f"skip   {folder.name}: finished already")
     else:
       waiting.append((folder, commands))
   try:
     while waiting or active:
       while waiting and free:
         worker = free.pop(0)
-        place = None if cores is None else cores[worker]
-        active.append(_Active(*waiting.pop(0), worker, environment, place))
-        say(f"start  {active[-1].folder.name}, {len(waiting)} waiting")
+        allowed = None if cores is None else cores[worker]
+        active.append(_Active(*waiting.pop(0), worker, environment, allowed))
+        report(f"start  {active[-1].folder.name}, {len(waiting)} waiting")
       time.sleep(POLL_SECONDS)
       for run in list(active):
         status = run.poll()
@@ -75,10 +76,10 @@ def run_all(
         if status == 0:
           seconds.append(run.seconds)
           eta = _eta(seconds, active, len(waiting), num_workers)
-          say(f"done   {run.folder.name} in {run.seconds:.0f} s; {eta}")
+          report(f"done   {run.folder.name} in {run.seconds:.0f} s; {eta}")
         else:
           failed.append(run.folder)
-          say(_failure(run.folder, status))
+          report(_failure(run.folder, status))
   finally:
     _stop(active)
   return failed
@@ -90,7 +91,7 @@ def _eta(
   num_waiting: int,
   num_workers: int,
 ) -> str:
-  """How many are left, and how long they take if they are like the others."""
+  """How many runs are left, and the time for them at the mean of the others."""
   mean = sum(seconds) / len(seconds)
   left = sum(max(mean - run.seconds, 0) for run in active) + num_waiting * mean
   eta = datetime.timedelta(seconds=round(left / num_workers))
@@ -98,7 +99,7 @@ def _eta(
 
 
 class _Active:
-  """A run whose commands are being executed, one after the other."""
+  """A run whose commands are being executed, one after another."""
 
   def __init__(
     self,
@@ -120,8 +121,8 @@ class _Active:
   def _next(self) -> None:
     command = self._left.pop(0)
     print(f"+ {shlex.join(command)}", file=self._log, flush=True)
-    # A session of its own: what a run started is stopped together with it.
-    with _kept_to(self._cores):
+    # A new session, so that signals reach all processes of the run.
+    with _cpu_affinity(self._cores):
       self._process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -133,14 +134,14 @@ class _Active:
 
   @property
   def seconds(self) -> float:
-    """Since it was started."""
+    """Seconds since the run was started."""
     return time.monotonic() - self._begin
 
   def poll(self) -> int | None:
-    """None while it runs, then the first status that is not 0, or 0."""
+    """None while it runs; then the first exit status that is not 0, or 0."""
     status = self._process.poll()
     if status == 0 and _was_stopped(self.folder):
-      status = -signal.SIGTERM  # it saved itself, but it is not done
+      status = -signal.SIGTERM  # it was stopped before its last step
     if status == 0 and self._left:
       self._next()
       return None
@@ -157,12 +158,12 @@ class _Active:
     return status
 
   def signal(self, number: int) -> None:
-    """To the command and all that it has started."""
+    """Sends a signal to the command and all processes that it started."""
     if self._process.poll() is None:
       os.killpg(self._process.pid, number)
 
   def wait(self, seconds: float) -> None:
-    """Until the command has ended, or so long."""
+    """Waits for the command to end; kills it after `seconds`."""
     try:
       self._process.wait(max(seconds, 0))
     except subprocess.TimeoutExpired:
@@ -170,15 +171,15 @@ class _Active:
 
 
 def _was_stopped(folder: Path) -> bool:
-  """Whether a run says that it ended because somebody asked it to."""
+  """Whether the last event of a run is that it was stopped."""
   path = folder / "events.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return bool(lines) and json.loads(lines[-1])["event"] == "stopped"
 
 
 @contextlib.contextmanager
-def _kept_to(cores: Collection[int] | None) -> Iterator[None]:
-  """This thread, and what it starts inside, runs on these cores."""
+def _cpu_affinity(cores: Collection[int] | None) -> Iterator[None]:
+  """Inside, this thread and the processes that it starts use these cores."""
   if cores is None:
     yield
     return
@@ -194,7 +195,7 @@ def _is_done(folder: Path, commands: Sequence[Command]) -> bool:
   done = read_done(folder)
   if done is None or done["exit_status"] != 0:
     return False
-  # Whichever interpreter it was, on whichever machine.
+  # Without argv[0]: another machine has another path of Python.
   before, now = (
     [list(command)[1:] for command in some]
     for some in (done["commands"], commands)
@@ -203,7 +204,7 @@ def _is_done(folder: Path, commands: Sequence[Command]) -> bool:
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-  """{commands, exit_status, seconds}, or None where nothing has ended."""
+  """The contents of done.json: commands, exit_status, seconds; None without."""
   path = folder / DONE
   return json.loads(path.read_text()) if path.exists() else None
 
@@ -222,6 +223,6 @@ def _stop(active: Sequence[_Active]) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     for run in active:
       run.wait(deadline - time.monotonic())
-  finally:  # a second Ctrl-C: at once
+  finally:  # also after a second Ctrl-C, then at once
     for run in active:
       run.signal(signal.SIGKILL)

@@ -7,7 +7,7 @@ SECONDS = 120
 
 
 def fail(module, *flags):
-  """What the command says on stderr, and its status; it must fail."""
+  """What the command prints on stderr, and its status; it must fail."""
   process = start(module, *flags)
   _, err = wait(process, SECONDS)
   assert process.returncode not in (0, None), err
@@ -55,20 +55,20 @@ WRONG = {
 
 
 def flags_of(command, tiny_dataset, tmp_path):
-  words = []
-  for word in command:
-    if word == "TINY":
-      words += tiny_flags(tiny_dataset)
+  flags = []
+  for part in command:
+    if part == "TINY":
+      flags += tiny_flags(tiny_dataset)
     else:
-      words.append(word.replace("OUT", str(tmp_path / "out")))
-  return words
+      flags.append(part.replace("OUT", str(tmp_path / "out")))
+  return flags
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_one_line_says_what_is_wrong(tiny_dataset, tmp_path, kind):
-  command, said = WRONG[kind]
+  command, message = WRONG[kind]
   lines, status = fail(*flags_of(command, tiny_dataset, tmp_path))
   assert status == 2 and len(lines) == 1, lines
   assert lines[0].startswith("error: ")
-  assert said.replace("OUT", str(tmp_path / "out")) in lines[0]
+  assert message.replace("OUT", str(tmp_path / "out")) in lines[0]
   assert not (tmp_path / "out").exists()

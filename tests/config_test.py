@@ -13,6 +13,7 @@ from calince_jax.config import Config
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.losses.tiled_nce import Tiling
+from calince_jax.models.cali_nce import dummy_batch
 from calince_jax.runtime import sharding
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
@@ -39,7 +40,7 @@ def step_shapes(config):
     model, tx, config_lib.objective(config), ema_decay=0.9
   )
   state = jax.eval_shape(lambda: train_step.init_state(model, tx, 8, 0))
-  batch = train_step.dummy_batch(model.config, 8)
+  batch = dummy_batch(model.config, 8)
   return state, *jax.eval_shape(step, state, batch)
 
 
@@ -55,7 +56,7 @@ def test_a_train_step_of_every_config(path):
   assert metrics["loss"].shape == ()
   params = {x.dtype.name for x in jax.tree.leaves(before.params)}
   assert params == {"float32"}
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
   sharding.shardings(before, mesh, config["sharding"]["rules"])
 
 
@@ -133,9 +134,9 @@ def test_the_defaults_of_the_loss_alone_are_those_of_base():
   """tiled_nce.py is used without a configuration; both say the same."""
   config = load(CONFIGS[0].with_name("base.py")).to_dict()
   forced = config | {"similarities": config["similarities"] | {"form": "tiled"}}
-  tiling = config_lib.tiling(forced, sharding.make_mesh())
+  tiling = config_lib.tiling(forced, sharding.make_mesh(jax.devices()))
   alone = Tiling()
-  for name in ("tile", "products", "keep", "kernel"):
+  for name in ("tile", "matmul_dtype", "max_saved_bytes", "kernel"):
     assert getattr(tiling, name) == getattr(alone, name)
 
 
@@ -189,7 +190,7 @@ def test_wrong_values_name_their_place_and_what_is_known(key, value, message):
     config_lib.model_config(config, Vocabulary(100))
     config_lib.objective(config)
     setup.open_optimizer(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices())
     config_lib.grad_cache_chunks(config, mesh)
     config_lib.tiling(config | {"batch_size": 2**14}, mesh)
 
@@ -211,11 +212,11 @@ def test_the_similarities_are_tiled_where_they_are_large(
   config.batch_size = batch_size
   config.objective.contrastive = contrastive
   config.similarities.form = form
-  mesh = sharding.make_mesh(2)
+  mesh = sharding.make_mesh(jax.devices(), 2)
   tiling = config_lib.tiling(config.to_dict(), mesh)
   assert (tiling is not None) == tiled
   if tiled:
-    assert tiling.ways == 8
+    assert tiling.num_devices == 8
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_tiles_that_a_kernel_cannot_cut_are_named(tile, message):
   config.batch_size = 2**14
   config.similarities.kernel, config.similarities.tile = "pallas", tile
   with pytest.raises(UserError, match=f"config.similarities: .*{message}"):
-    config_lib.tiling(config.to_dict(), sharding.make_mesh())
+    config_lib.tiling(config.to_dict(), sharding.make_mesh(jax.devices()))
 
 
 def test_a_loss_that_needs_all_similarities_is_not_tiled():
@@ -236,7 +237,7 @@ def test_a_loss_that_needs_all_similarities_is_not_tiled():
   with pytest.raises(UserError, match="'norton' has no tiling"):
     setup.compile_training(
       config.to_dict(),
-      sharding.make_mesh(),
+      sharding.make_mesh(jax.devices()),
       vocabulary=Vocabulary(100),
       num_pairs=8,
     )

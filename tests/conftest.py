@@ -1,7 +1,11 @@
 """Eight CPU devices for every test, one compile cache, a tiny data set."""
 
+import ctypes
+import gc
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(ROOT))
 
 import jax
@@ -34,6 +38,65 @@ from calince_jax.models.cali_nce import ModelConfig
 assert jax.device_count() == 8, "the tests need 8 CPU devices"
 
 COLOURS = ("red", "green", "blue", "white")
+
+# Files that take more than 20 seconds of one core, the slowest first. They are
+# started first, and `bash launch/test.sh --quick` leaves them out.
+SLOW_FILES = (
+  "training/survival_test.py",
+  "training/multihost_test.py",
+  "benchmarks/commands_test.py",
+  "training/run_test.py",
+  "evaluate_test.py",
+  "losses/tiled_nce_test.py",
+  "export_test.py",
+  "training/grad_cache_test.py",
+  "training/step_test.py",
+  "models/cali_nce_test.py",
+  "hostile_input_test.py",
+  "launch/pods_test.py",
+  "training/retrieval_eval_test.py",
+  "readme_test.py",
+  "losses/objective_test.py",
+  "losses/noise_robust_test.py",
+  "data/video/decode_test.py",
+  "data/input/batches_test.py",
+  "data/input/samples_test.py",
+  "launch/sweep_test.py",
+  "runtime/checkpoint_test.py",
+  "losses/calibrated_nce_test.py",
+  "losses/density_ratio_test.py",
+  "losses/nce_kernel_test.py",
+  "prepare_test.py",
+  "install_test.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+  """Marks the tests of SLOW_FILES as slow, and puts them first."""
+
+  def place(item):
+    name = item.path.relative_to(ROOT / "tests").as_posix()
+    return SLOW_FILES.index(name) if name in SLOW_FILES else len(SLOW_FILES)
+
+  items.sort(key=place)
+  for item in items:
+    if place(item) < len(SLOW_FILES):
+      item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+  """After each file, drops its compiled programs.
+
+  They are what makes a worker grow: 300 to 600 MB a file.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, "malloc_trim"):  # glibc
+    libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +119,7 @@ def tiny_dataset(tmp_path_factory) -> Path:
 def write_tiny_dataset(folder: Path) -> None:
   """The square's colour and its direction are in the caption and label."""
   from calince_jax.data import tokenizer
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import schema, writer
 
   pair, texts, shards, splits = 0, [], {}, {}
   for split, count in (("train", 40), ("test", 12)):
@@ -82,14 +145,14 @@ def write_tiny_dataset(folder: Path) -> None:
       )
       texts += captions
       pair += 2
-    path = clip_dataset.shard_path(folder, split, 0, 1)
-    shards[split] = [(count, clip_dataset.write_shard(path, records))]
+    path = schema.shard_path(folder, split, 0, 1)
+    shards[split] = [(count, writer.write_shard(path, records))]
     splits[split] = {"clips": count, "pairs": 2 * count}
   tokenizer.train_tokenizer(texts, folder / "tokenizer.model", vocab_size=80)
-  clip_dataset.write_info(
+  writer.write_info(
     folder,
-    clip_dataset.DatasetInfo(
-      format_version=clip_dataset.FORMAT_VERSION,
+    schema.DatasetInfo(
+      format_version=schema.FORMAT_VERSION,
       name="tiny",
       frame_rate=8.0,
       short_side=32,
@@ -191,10 +254,17 @@ def trained_run(tiny_dataset, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def infonce_run(tiny_dataset, tmp_path_factory) -> Path:
-  """Likewise of InfoNCE alone, two steps."""
-  config = tiny_config(tiny_dataset, "infonce", {"total_steps": 2})
-  return train_tiny(tmp_path_factory.mktemp("infonce"), config)
+def infonce_run(trained_run, tiny_dataset, tmp_path_factory) -> Path:
+  """A copy of `trained_run` as if it were InfoNCE's: its head is not used."""
+  from calince_jax.runtime import run_folder
+
+  workdir = tmp_path_factory.mktemp("infonce") / "run"
+  shutil.copytree(trained_run, workdir)
+  # The parameters are those of two heads.
+  config = tiny_config(tiny_dataset, "infonce", {"model.cross_fit": True})
+  document = run_folder.document(config.to_dict())
+  (workdir / "config.json").write_text(json.dumps(document))
+  return workdir
 
 
 def train_tiny(workdir: Path, config) -> Path:

@@ -1,6 +1,7 @@
-"""Evaluation of a run: its files, its numbers, its refusals."""
+"""Evaluation of a run: its files, its numbers, its errors."""
 
 import base64
+import copy
 import csv
 import dataclasses
 import io
@@ -14,11 +15,11 @@ from PIL import Image
 
 from calince_jax import evaluate
 from calince_jax.data.input import batches as pipeline
-from calince_jax.data.records import clip_dataset
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records import schema, writer
+from calince_jax.data.records.reader import ClipReader, read_info
 from calince_jax.errors import UserError
-from calince_jax.evals import tasks as evaluation_lib
-from calince_jax.inference import encode, from_run
+from calince_jax.evals import tasks
+from calince_jax.inference import score
 from calince_jax.training import setup
 
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
@@ -48,22 +49,28 @@ def results(run):
   return files
 
 
+@pytest.fixture(scope="module")
+def evaluation(run):
+  """The run's model, compiled once, and its data."""
+  return tasks.Evaluation(evaluate.Options(str(run), batch_size=8))
+
+
 def variant(source, folder, change):
   """A data set of the changed records of `source`; None leaves one out."""
   shards, splits = {}, {}
   folder.mkdir()
-  info = clip_dataset.read_info(source)
+  info = read_info(source)
   for split in info.splits:
     reader = ClipReader(source, split)
     changed = [change(record) for record in reader.read(range(len(reader)))]
     records = [record for record in changed if record is not None]
-    path = clip_dataset.shard_path(folder, split, 0, 1)
-    shards[split] = [(len(records), clip_dataset.write_shard(path, records))]
+    path = schema.shard_path(folder, split, 0, 1)
+    shards[split] = [(len(records), writer.write_shard(path, records))]
     pairs = sum(len(record["texts"]) for record in records)
     splits[split] = {"clips": len(records), "pairs": pairs}
   shutil.copyfile(source / "tokenizer.model", folder / "tokenizer.model")
   info = dataclasses.replace(info, splits=splits)
-  clip_dataset.write_info(folder, info, shards)
+  writer.write_info(folder, info, shards)
   return folder
 
 
@@ -110,11 +117,12 @@ def test_chance_is_what_a_person_would_count(results):
   assert results["calibration"]["chance"] == {"auc": 0.5}
 
 
-def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
-  model, _, _ = from_run.open_run(str(run))
+def test_retrieval_is_what_plain_loops_compute(
+  results, evaluation, tiny_dataset
+):
+  model = evaluation.model
   reader = ClipReader(tiny_dataset, "test")
-  sampling = evaluate.Evaluation(evaluate.Options(str(run))).sampling
-  (batch,) = pipeline.eval_batches(reader, sampling, batch_size=12)
+  (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=12)
   clips = reader.read(range(12))
   video = model.encode_video(batch["video"]).astype(np.float64)
   owner = [v for v, clip in enumerate(clips) for _ in clip["texts"]]
@@ -123,7 +131,7 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
 
   def places(own, others):
     """How many others are better than the best of one's own, and as good."""
-    assert sum(score == max(own) for score in own) == 1
+    assert sum(one == max(own) for one in own) == 1
     return sum(s > max(own) for s in others), sum(s == max(own) for s in others)
 
   found = {"t2v": [], "v2t": []}
@@ -148,13 +156,13 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
     assert metrics[f"{way}_MedR"] == pytest.approx(np.median(ranks))
     assert metrics[f"{way}_MeanR"] == pytest.approx(np.mean(ranks))
 
-  for shown in results["retrieval"]["gallery"]:
+  for shown in results["retrieval"]["queries"]:
     # Several clips share a caption: the rank tells whose it is.
     same = [q for q, text in enumerate(texts) if text == shown["query"]]
     (q,) = [q for q in same if 1 + found["t2v"][q][0] == round(shown["rank"])]
-    scores = [hit["score"] for hit in shown["hits"]]
+    similarities = [hit["similarity"] for hit in shown["hits"]]
     np.testing.assert_allclose(
-      scores, np.sort(video @ text[q])[::-1][:5], atol=1e-6
+      similarities, np.sort(video @ text[q])[::-1][:5], atol=1e-6
     )
     for place, hit in enumerate(shown["hits"]):
       own = hit["id"] == clips[owner[q]]["id"]
@@ -163,9 +171,9 @@ def test_retrieval_is_what_plain_loops_find(results, run, tiny_dataset):
 
 
 def test_pictures_can_be_opened(results):
-  gallery = results["retrieval"]["gallery"]
-  assert len(gallery) == 8 and {len(shown["hits"]) for shown in gallery} == {5}
-  strips = [hit["thumbnail"] for hit in gallery[0]["hits"]]
+  queries = results["retrieval"]["queries"]
+  assert len(queries) == 8 and {len(shown["hits"]) for shown in queries} == {5}
+  strips = [hit["thumbnail"] for hit in queries[0]["hits"]]
   strips += [results["calibration"]["worst"][0]["thumbnail"]]
   for strip in strips:
     picture = Image.open(io.BytesIO(base64.b64decode(strip)))
@@ -185,10 +193,12 @@ def test_calibration_lists_every_pair(results, run):
 
   with (run / "eval" / "pairs.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
-  scores = [float(row["score"]) for row in rows]
-  assert len(rows) == 80 and scores == sorted(scores)
+  ranked = [float(row["alignment_score"]) for row in rows]
+  assert len(rows) == 80 and ranked == sorted(ranked)
   trusted = [float(row["confidence"]) for row in rows]
-  assert trusted == sorted(trusted)  # a higher score is never trusted less
+  assert trusted == sorted(
+    trusted
+  )  # higher alignment scores are never trusted less
   assert sorted(int(row["pair_index"]) for row in rows) == list(range(80))
   worst = result["worst"]
   assert len(worst) == 48
@@ -200,9 +210,10 @@ def test_calibration_lists_every_pair(results, run):
     assert pair["matched"] == (1 if long or number % 5 else 0)
 
 
-def test_scores_are_those_of_the_model(run, tiny_dataset):
-  model, _, config = from_run.open_run(str(run))
-  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+def test_logits_and_cosines_are_those_of_the_model(
+  results, run, evaluation, tiny_dataset
+):
+  model = evaluation.model
   reader = ClipReader(tiny_dataset, "train")
   (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
   records = reader.read(range(40))
@@ -223,17 +234,17 @@ def test_scores_are_those_of_the_model(run, tiny_dataset):
       rtol=1e-3,
       atol=1e-5,
     )
-  assert config["total_steps"] == 6
+  assert evaluation.config["total_steps"] == 6
 
 
-def test_the_judgement_is_that_of_the_data_set():
-  """Known densities: 300 of 1,000 pairs score like the negatives."""
+def test_the_noise_rate_is_that_of_the_data_set():
+  """Known densities: 300 of 1,000 pairs are distributed as the negatives."""
   rng = np.random.default_rng(0)
   wrong = np.arange(1_000) < 300
   cosine = rng.normal(size=(1_000, 5)).astype(np.float32)
   cosine[:, 0] += np.where(wrong, 0, 5)
   pairs = [{"matched": int(not w)} for w in wrong]
-  result = evaluation_lib.judge(pairs, {"cosine": 0.1 * cosine}, "cosine")
+  result = tasks.compare_with_truth(pairs, {"cosine": 0.1 * cosine}, "cosine")
   m = result["metrics"]
   assert m["auc"] == m["auc_cosine"] > 0.99
   assert m["ece"] < 0.03
@@ -242,38 +253,38 @@ def test_the_judgement_is_that_of_the_data_set():
   assert confidence[wrong].mean() < 0.1 < 0.9 < confidence[~wrong].mean()
 
 
-def test_negatives_are_captions_of_other_clips(run, tiny_dataset):
-  model, *_ = from_run.open_run(str(run))
-  evaluation = evaluate.Evaluation(evaluate.Options(str(run)))
+def test_negatives_are_captions_of_other_clips(evaluation, tiny_dataset):
+  model = evaluation.model
   reader = ClipReader(tiny_dataset, "train")
   settings = {"num_negatives": 4, "seed": 0}
   found = [
-    encode.score_pairs(
+    score.score_pairs(
       model, reader, evaluation.sampling, batch_size=size, **settings
     )
-    for size in (16, 40, 18)  # 18: the last batch holds four clips
+    for size in (40, 18)  # 18: the last batch holds four clips
   ]
   texts = {t for record in reader.read(range(40)) for t in record["texts"]}
   embedding = model.encode_text(sorted(texts))
   (batch,) = pipeline.eval_batches(reader, evaluation.sampling, batch_size=40)
   possible = model.encode_video(batch["video"]) @ embedding.T
-  for pairs, scores in found:
-    assert scores["cosine"].shape == scores["head"].shape == (80, 5)
+  for pairs, outputs in found:
+    assert outputs["cosine"].shape == outputs["head"].shape == (80, 5)
     assert sorted(pair["pair_index"] for pair in pairs) == list(range(80))
-    for pair, cosines in zip(pairs, scores["cosine"], strict=True):
+    for pair, cosines in zip(pairs, outputs["cosine"], strict=True):
       distance = np.abs(cosines[:, None] - possible[pair["record"]]).min(axis=1)
       assert (distance < 1e-4).all()
       assert len(np.unique(cosines.round(5))) > 1
   with pytest.raises(UserError, match="batch_size=5"):
-    encode.score_pairs(
+    score.score_pairs(
       model, reader, evaluation.sampling, batch_size=4, **settings
     )
 
 
-def test_more_views_change_the_features(run):
+def test_more_views_change_the_features(evaluation):
   def features(**views):
-    options = evaluate.Options(str(run), batch_size=8, **views)
-    return evaluate.Evaluation(options).encoded("test")
+    other = copy.copy(evaluation)
+    other.options = dataclasses.replace(evaluation.options, **views)
+    return other.videos("test")
 
   once = features()
   seen = [once]
@@ -291,11 +302,11 @@ def test_another_checkpoint_and_the_plain_parameters(run, results):
   early = run_tasks(run, step=3)["retrieval"]
   assert early["protocol"]["checkpoint_step"] == 3
   plain = run_tasks(run, params="params")["retrieval"]
-  scores = [
-    result["gallery"][0]["hits"][0]["score"]
+  nearest = [
+    result["queries"][0]["hits"][0]["similarity"]
     for result in (early, plain, results["retrieval"])
   ]
-  assert len(set(scores)) == 3
+  assert len(set(nearest)) == 3
   with pytest.raises(UserError, match=r"\[3, 6\], not 4"):
     run_tasks(run, step=4)
 
@@ -353,7 +364,7 @@ def test_what_a_run_was_trained_on_is_exchanged_again(
   (run / "config.json").write_text(json.dumps(document))
 
   def texts(**more):
-    evaluation = evaluate.Evaluation(evaluate.Options(str(run), **more))
+    evaluation = tasks.Evaluation(evaluate.Options(str(run), **more))
     reader = evaluation.reader("train")
     return [record["texts"] for record in reader.read(range(40))]
 
@@ -387,9 +398,9 @@ def test_a_folder_that_is_no_run(tmp_path):
     run_tasks(tmp_path)
 
 
-def test_infonce_is_judged_by_its_cosine(infonce_run, tmp_path):
+def test_infonce_is_evaluated_by_its_cosine(infonce_run, tmp_path):
   run = shutil.copytree(infonce_run, tmp_path / "run")
   result = run_tasks(run, "calibration")["calibration"]
-  assert result["protocol"]["score"] == "cosine"
+  assert result["protocol"]["scorer"] == "cosine"
   assert "auc_head" not in result["metrics"]
   assert result["metrics"]["auc"] == result["metrics"]["auc_cosine"]

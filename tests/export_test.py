@@ -14,8 +14,9 @@ from benchmarks.hostile import settings
 from calince_jax import evaluate, export
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
+from calince_jax.inference import exported as exported_lib
 from calince_jax.inference import from_run
-from calince_jax.inference import model as inference
+from calince_jax.runtime import checkpoint
 
 
 def run_export(workdir, out, **more):
@@ -51,7 +52,7 @@ def test_it_is_the_model_of_the_run(model, trained_run, rng):
   for method, inputs in (
     ("encode_video", (video,)),
     ("encode_text", (TEXTS,)),
-    ("score", (video, TEXTS)),
+    ("correspondence_score", (video, TEXTS)),
     ("confidence", (video, TEXTS)),
   ):
     ours, theirs = (
@@ -62,14 +63,14 @@ def test_it_is_the_model_of_the_run(model, trained_run, rng):
     np.testing.assert_array_equal(ours, theirs, err_msg=method)
 
 
-def test_embeddings_have_length_one_and_scores_are_probabilities(model, rng):
+def test_embeddings_have_length_one_and_the_rest_are_probabilities(model, rng):
   video, text = model.encode_video(clips(rng)), model.encode_text(TEXTS)
   assert video.shape == text.shape == (3, 16)
   for embedding in (video, text):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
   assert not np.allclose(text[0], text[1], atol=1e-4)
   for values in (
-    model.score(clips(rng), TEXTS),
+    model.correspondence_score(clips(rng), TEXTS),
     model.confidence(clips(rng), TEXTS),
   ):
     assert values.shape == (3,) and (values >= 0).all() and (values <= 1).all()
@@ -78,17 +79,17 @@ def test_embeddings_have_length_one_and_scores_are_probabilities(model, rng):
 def test_confidence_is_read_from_the_frozen_posterior(model, rng):
   video = clips(rng)
   frozen = model.calibration
-  scores = {
+  outputs = {
     "head": model.logits(video, TEXTS),
     "cosine": (model.encode_video(video) * model.encode_text(TEXTS)).sum(-1),
   }
   x = sum(
     (values - frozen[name][0]) / frozen[name][1]
-    for name, values in scores.items()
+    for name, values in outputs.items()
   ) / np.sqrt(2)
   bins = np.linspace(-6, 18, 128 + 1)
   centres = (bins[1:] + bins[:-1]) / 2
-  assert frozen["score"] == "both" and 0 <= frozen["noise_rate"] <= 0.9
+  assert frozen["scorer"] == "both" and 0 <= frozen["noise_rate"] <= 0.9
   np.testing.assert_allclose(
     model.confidence(video, TEXTS),
     np.interp(x, centres, frozen["posterior"]),
@@ -102,7 +103,7 @@ def test_both_forms_of_the_parameters_are_the_same(exported, trained_run):
   with ocp.StandardCheckpointer() as checkpointer:
     tree = checkpointer.restore(exported / "params")
   own = from_run.open_run(str(trained_run))[0].params
-  for other in (inference.flatten(tree), inference.flatten(own)):
+  for other in (exported_lib.flatten(tree), exported_lib.flatten(own)):
     assert flat.keys() == other.keys()
     for name, value in flat.items():
       np.testing.assert_array_equal(value, other[name], err_msg=name)
@@ -116,19 +117,6 @@ def test_the_card_says_what_it_is_and_what_it_can(exported):
     assert part in card
   assert "| t2v_R@1 |" in card and "| 8.333 |" in card  # with its chance
   assert "tie_rule" in card
-
-
-def test_other_parameters_and_steps_can_be_exported(trained_run, tmp_path):
-  run_export(trained_run, tmp_path / "a", step=3)
-  run_export(trained_run, tmp_path / "b", params="params")
-  assert "3 of 6 steps" in (tmp_path / "a" / "README.md").read_text()
-  name = "video_projection/kernel"
-  ours = [
-    load_file(tmp_path / folder / "model.safetensors")[name] for folder in "ab"
-  ]
-  assert not np.array_equal(*ours)
-  with pytest.raises(UserError, match="not 5"):
-    run_export(trained_run, tmp_path / "c", step=5)
 
 
 @pytest.mark.parametrize(
@@ -166,19 +154,19 @@ def test_wrong_texts_are_refused(model, rng):
   with pytest.raises(UserError, match="text 1 of 2 is empty"):
     model.encode_text(["a dog", " "])
   with pytest.raises(UserError, match="3 clips and 2 texts"):
-    model.score(clips(rng), TEXTS[:2])
+    model.correspondence_score(clips(rng), TEXTS[:2])
 
 
-def test_infonce_has_a_confidence_by_its_cosine_and_no_score(
+def test_infonce_has_a_confidence_by_its_cosine_and_no_head(
   infonce_run, tmp_path, rng
 ):
   model = calince_jax.load(run_export(infonce_run, tmp_path / "model"))
   assert model.encode_video(clips(rng)).shape == (3, 16)
-  assert model.calibration["score"] == "cosine"
+  assert model.calibration["scorer"] == "cosine"
   confidence = model.confidence(clips(rng), TEXTS)
   assert ((confidence >= 0) & (confidence <= 1)).all()
   with pytest.raises(UserError, match="without a correspondence head"):
-    model.score(clips(rng), TEXTS)
+    model.correspondence_score(clips(rng), TEXTS)
 
 
 # -------------------------------------------------------- what load refuses
@@ -314,35 +302,55 @@ def test_nothing_is_overwritten(trained_run, exported):
 
 
 def test_an_interrupted_export_leaves_nothing_under_the_name(
-  trained_run, tmp_path, monkeypatch
+  model, trained_run, tmp_path, monkeypatch
 ):
   def interrupted(*_):
     raise KeyboardInterrupt
 
+  out = tmp_path / "model"
   with monkeypatch.context() as patch:
-    patch.setattr(export, "check_equal", interrupted)
+    patch.setattr(exported_lib, "check_equal", interrupted)
     with pytest.raises(KeyboardInterrupt):
-      run_export(trained_run, tmp_path / "model")
-  assert not (tmp_path / "model").exists()
-  run_export(trained_run, tmp_path / "model")
+      exported_lib.write(
+        out, model, tokenizer=tokenizer_of(trained_run), card=""
+      )
+  assert not out.exists()
+  # The next one is whole; and it is of another step and other parameters.
+  run_export(trained_run, out, step=3, params="params")
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
-  calince_jax.load(tmp_path / "model")
+  assert "3 of 6 steps" in (out / "README.md").read_text()
+  ours = exported_lib.flatten(calince_jax.load(out).params)
+  _, saved = checkpoint.restore_parts(str(trained_run), 3, ["params"])
+  for name, value in exported_lib.flatten(saved["params"]).items():
+    np.testing.assert_array_equal(ours[name], value, err_msg=name)
+  kernel = "video_projection/kernel"
+  for step, params in ((3, "ema_params"), (6, "params")):
+    _, saved = checkpoint.restore_parts(str(trained_run), step, [params])
+    other = exported_lib.flatten(saved[params])[kernel]
+    assert not np.array_equal(ours[kernel], other)
+  with pytest.raises(UserError, match="not 5"):
+    run_export(trained_run, tmp_path / "other", step=5)
 
 
 def test_a_model_that_differs_is_not_exported(
-  trained_run, tmp_path, monkeypatch
+  model, trained_run, tmp_path, monkeypatch
 ):
-  right = inference.flatten
+  right = exported_lib.flatten
 
   def wrong(params):
     return {
       name: np.asarray(value + 1) for name, value in right(params).items()
     }
 
-  monkeypatch.setattr(inference, "flatten", wrong)
+  monkeypatch.setattr(exported_lib, "flatten", wrong)
+  out = tmp_path / "model"
   with pytest.raises(RuntimeError, match="differs from the run"):
-    run_export(trained_run, tmp_path / "model")
-  assert not (tmp_path / "model").exists()
+    exported_lib.write(out, model, tokenizer=tokenizer_of(trained_run), card="")
+  assert not out.exists()
+
+
+def tokenizer_of(run):
+  return (run / "tokenizer.model").read_bytes()
 
 
 def test_a_model_runs_where_there_is_one_device(model, rng):

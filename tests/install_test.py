@@ -55,8 +55,8 @@ def test_it_is_imported_from_where_it_was_installed(installed, tmp_path):
     "print(calince_jax.__file__, calince_jax.__version__)\n"
     "print('jax' in sys.modules)\n"
     "from calince_jax import prepare, train, evaluate, export\n"
-    "from calince_jax.report import Path, page, read_run\n"
-    "text = page.render(read_run(Path('.')))\n"
+    "from calince_jax.report import Path, page, read\n"
+    "text = page.render(read.read_run(Path('.')))\n"
     "print(page.__file__, '<style>' in text and len(text) > 2000)\n",
     tmp_path,
     installed,

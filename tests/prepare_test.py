@@ -13,10 +13,11 @@ import av
 import numpy as np
 import pytest
 from conftest import LISTENING
+from forked import Forked
 from PIL import Image
 
-from calince_jax.data.records.clip_dataset import ClipReader, read_info
 from calince_jax.data.records.plan import claim
+from calince_jax.data.records.reader import ClipReader, read_info
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 from calince_jax.prepare import Options, prepare
@@ -66,10 +67,11 @@ def command(*arguments):
   return [sys.executable, "-m", "calince_jax.prepare", *map(str, arguments)]
 
 
-def run(*arguments):
-  return subprocess.run(
-    command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120
-  )
+@pytest.fixture(scope="module")
+def run():
+  """Runs prepare with these arguments, as a process."""
+  with Forked("calince_jax.prepare") as forked:
+    yield lambda *arguments: forked.run(arguments)
 
 
 def contents(folder):
@@ -161,7 +163,7 @@ def test_many_workers_give_the_bytes_of_one(corpus, whole, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
+def test_an_interrupted_prepare_resumes_to_the_same_bytes(
   corpus, whole, tmp_path, how
 ):
   out = tmp_path / "set"
@@ -180,17 +182,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.001)
   process.send_signal(how)
-  words = process.communicate(timeout=30)[1].decode()
+  printed = process.communicate(timeout=30)[1].decode()
   assert process.returncode != 0
   if how == signal.SIGINT:
-    assert "the same command goes on" in words
-    assert "Traceback" not in words
+    assert "the same command resumes" in printed
+    assert "Traceback" not in printed
   assert not (out / "dataset.json").exists()
   done = next(notes.glob("clips-*.json"))
   shard = out / done.name.removesuffix(".json")
   before = shard.stat().st_mtime_ns
-  resumed = run(*arguments[3:])
-  assert resumed.returncode == 0, resumed.stderr
+  prepare(options(corpus, out, clips_per_shard=2))
   assert shard.stat().st_mtime_ns == before  # it was not made again
   assert contents(out) == contents(whole)
 
@@ -264,7 +265,7 @@ def test_what_is_unusable_is_in_the_ledger(bad_corpus, tmp_path, capsys):
   assert "1 rows of the manifest are unusable" in said
 
 
-def test_too_many_unusable_clips_stop_it(bad_corpus, tmp_path):
+def test_too_many_unusable_clips_stop_it(run, bad_corpus, tmp_path):
   arguments = [f"--manifest={bad_corpus}", f"--out={tmp_path / 'set'}"]
   arguments += ["--clips_per_shard=4"]
   stopped = run(*arguments)
@@ -275,7 +276,13 @@ def test_too_many_unusable_clips_stop_it(bad_corpus, tmp_path):
   assert "--max_bad_fraction=0.1" in line and "1 x no such file" in line
   assert "ledger.csv" in line
   assert len(read_ledger(tmp_path / "set")) == 3
-  assert run(*arguments, "--max_bad_fraction=0.2").returncode == 0
+  more = Options(
+    str(bad_corpus),
+    str(tmp_path / "set"),
+    clips_per_shard=4,
+    max_bad_fraction=0.2,
+  )
+  prepare(more)
   assert len(read_ledger(tmp_path / "set")) == 4
 
 
@@ -309,7 +316,9 @@ def test_nothing_usable_is_an_error(corpus, tmp_path):
     (None, b"", "No such file"),
   ],
 )
-def test_wrong_input_gives_one_message(corpus, tmp_path, name, content, words):
+def test_wrong_input_gives_one_message(
+  run, corpus, tmp_path, name, content, words
+):
   if name:
     (tmp_path / name).write_bytes(content)
   result = run(
@@ -324,14 +333,22 @@ def test_wrong_input_gives_one_message(corpus, tmp_path, name, content, words):
 
 
 @pytest.mark.parametrize(
-  "argument", ["--short_side=0", "--max_bad_fraction=2", "--frame_rat=8"]
+  "argument",
+  [
+    "--short_side=0",
+    "--max_bad_fraction=2",
+    "--frame_rat=8",
+    "--frame_rate=nan",
+    "--time_limit=inf",
+  ],
 )
-def test_wrong_flags_are_named(corpus, tmp_path, argument):
+def test_wrong_flags_are_named(run, corpus, tmp_path, argument):
   result = run(
     f"--manifest={corpus / 'clips.csv'}", f"--out={tmp_path / 'set'}", argument
   )
-  assert result.returncode != 0
+  assert result.returncode == 2
   assert argument.partition("=")[0].lstrip("-") in result.stderr
+  assert len(result.stderr.splitlines()) == 1
   assert "Traceback" not in result.stderr
   assert not (tmp_path / "set").exists()
 

@@ -1,13 +1,13 @@
-"""Broken and malicious video files through prepare: what becomes of each.
+"""Prepares broken and malicious video files, and checks the outcome of each.
 
     python -m benchmarks.hostile.inputs --out=runs/hostile [--count=2000]
     python -m benchmarks.hostile.inputs --out=runs/wild --folder=FILES
 
-makes mutated files (videos.py), or takes those of FILES/manifest.csv,
-runs calince_jax.prepare on them in a child whose memory and time are watched,
-and looks whether each is in a record or, with a reason, in the ledger. Then
-each file is read once more, alone, for its time. OUT/hostile.md is a table of
-it; the exit status is 1 where something is not as it should be.
+makes mutated files (videos.py), or takes those of FILES/manifest.csv, runs
+calince_jax.prepare on them in a child whose memory and time are watched, and
+checks that each is in a record or, with a reason, in the ledger. Then each file
+is read once more, alone, for its time. OUT/hostile.md is a table of the
+results; the exit status is 1 if a check fails.
 """
 
 import collections
@@ -26,6 +26,7 @@ from absl import flags
 
 from benchmarks.hostile import videos
 from calince_jax import cli
+from calince_jax.data.sources.item import Media
 from calince_jax.data.video import workers as decode_workers
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.errors import UserError
@@ -37,29 +38,31 @@ SHOWN = 3  # reasons of each kind
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("out", "runs/hostile", "where all of it is kept")
-  flags.DEFINE_integer("count", 2000, "of files", 1)
-  flags.DEFINE_integer("seed", 0, "of the mutations", 0)
-  flags.DEFINE_string("folder", None, "of a manifest.csv; none is made then")
+  flags.DEFINE_string("out", "runs/hostile", "folder to write")
+  flags.DEFINE_integer("count", 2000, "number of broken files to make", 1)
+  flags.DEFINE_integer("seed", 0, "seed of the mutations", 0)
+  flags.DEFINE_string(
+    "folder", None, "folder of files and a manifest.csv; default: makes files"
+  )
   flags.DEFINE_integer("num_workers", 2, "decoding processes", 1)
   flags.DEFINE_float("time_limit", 20.0, "seconds for one file", 1.0, 3600.0)
-  flags.DEFINE_integer("memory_limit_mb", 1024, "of one worker", 256, 65536)
+  flags.DEFINE_integer("memory_limit_mb", 1024, "MiB of one worker", 256, 65536)
 
 
 @dataclasses.dataclass
 class Watched:
-  """What a child did.
+  """What a child process did and took.
 
   Attributes:
     status: its exit status.
-    words: its output.
+    output: what it printed.
     seconds: of its life.
     parent, worker, tree: peaks of resident memory in MiB: of the process, of
       the largest of its children, of all together.
   """
 
   status: int
-  words: str
+  output: str
   seconds: float
   parent: float = 0.0
   worker: float = 0.0
@@ -67,9 +70,9 @@ class Watched:
 
 
 def main() -> None:
-  """Makes, runs, checks, writes."""
+  """Makes the files, prepares them, checks the outcome, writes the table."""
   F = flags.FLAGS
-  out = Path(F.out)
+  out = Path(F.out).resolve()  # the child runs in ROOT
   out.mkdir(parents=True, exist_ok=True)
   shutil.rmtree(out / "set", ignore_errors=True)
   if F.folder is None:
@@ -80,7 +83,8 @@ def main() -> None:
     manifest = write_manifest(out / "manifest.csv", files)
     limit = 3600.0 + F.count
   else:
-    folder, manifest = Path(F.folder), Path(F.folder) / "manifest.csv"
+    folder = Path(F.folder).resolve()
+    manifest = folder / "manifest.csv"
     files, limit = [(name, "") for name in named(manifest)], 3600.0
   seen = watch(
     [
@@ -97,7 +101,7 @@ def main() -> None:
     limit,
   )
   usable, ledger = outcome(out / "set")
-  faults = [*check(seen, files, usable, ledger, F.memory_limit_mb)]
+  failures = [*check(seen, files, usable, ledger, F.memory_limit_mb)]
   times = {
     name: (what, seconds)
     for name, what, seconds in alone(folder, files, usable, ledger)
@@ -105,14 +109,14 @@ def main() -> None:
   for name, (what, seconds) in times.items():
     expected = "" if name in usable else ledger[name]["what"]
     if what != expected:
-      faults.append(f"{name!r}: {what or 'usable'} alone, {expected} in all")
+      failures.append(f"{name!r}: {what or 'usable'} alone, {expected} in all")
     if seconds > F.time_limit + 5:
-      faults.append(f"{name!r} took {seconds:.0f} s")
-  text = table(files, usable, ledger, times, seen, faults)
+      failures.append(f"{name!r} took {seconds:.0f} s")
+  text = table(files, usable, ledger, times, seen, failures)
   (out / "hostile.md").write_text(text + "\n")
   print(text)
-  if faults:
-    print("\n".join(["", "not as it should be:", *faults]))
+  if failures:
+    print("\n".join(["", "what is wrong:", *failures]))
     sys.exit(1)
 
 
@@ -135,12 +139,12 @@ def named(manifest: Path) -> list[str]:
 
 
 def watch(command: Sequence[str], log: Path, limit: float) -> Watched:
-  """Runs a command, its words go to `log`; kills it after `limit` seconds."""
+  """Runs a command, prints to `log`; kills it after `limit` seconds."""
   begin, seen = time.monotonic(), Watched(0, "", 0.0)
   with (
-    log.open("w") as words,
+    log.open("w") as output,
     subprocess.Popen(
-      command, cwd=ROOT, stdout=words, stderr=subprocess.STDOUT
+      command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
     ) as process,
   ):
     while process.poll() is None:
@@ -148,7 +152,7 @@ def watch(command: Sequence[str], log: Path, limit: float) -> Watched:
       if time.monotonic() - begin > limit:
         process.kill()
       time.sleep(0.05)
-  seen.status, seen.words = process.returncode, log.read_text(errors="replace")
+  seen.status, seen.output = process.returncode, log.read_text(errors="replace")
   seen.seconds = time.monotonic() - begin
   return seen
 
@@ -193,10 +197,10 @@ def resident(pid: int) -> float:
 
 def outcome(folder: Path) -> tuple[set[str], dict[str, dict[str, str]]]:
   """The videos in records, and the ledger's rows by video."""
-  from calince_jax.data.records.clip_dataset import ClipReader, read_info
+  from calince_jax.data.records.reader import ClipReader, read_info
 
   if not (folder / "dataset.json").exists():
-    raise UserError(f"{folder} was not finished: see the words above")
+    raise UserError(f"{folder} was not finished; see what prepare printed")
   usable = set()
   for split in read_info(folder).splits:
     reader = ClipReader(folder, split)
@@ -216,11 +220,11 @@ def check(
   ledger: dict[str, dict[str, str]],
   memory_limit_mb: int,
 ) -> Iterator[str]:
-  """What is not as it should be, but for the files read alone."""
+  """Yields what is wrong, but for the files read alone."""
   if seen.status:
-    yield f"prepare ended with status {seen.status}: {seen.words[-500:]}"
-  if "Traceback" in seen.words:
-    yield f"a traceback: {seen.words[-2000:]}"
+    yield f"prepare ended with status {seen.status}: {seen.output[-500:]}"
+  if "Traceback" in seen.output:
+    yield f"a traceback: {seen.output[-2000:]}"
   if seen.worker > memory_limit_mb:
     yield f"a worker held {seen.worker:.0f} MiB"
   if seen.parent > PARENT_LIMIT:
@@ -259,7 +263,9 @@ def alone(
       if name in ledger and "manifest" in ledger[name]["why"]:
         continue  # not a matter of the file
       begin = time.monotonic()
-      request = decode_workers.Request(os.path.realpath(path), None, None)
+      request = decode_workers.Request(
+        Media(os.path.realpath(path)), None, None
+      )
       (result,) = workers.read([request])
       what = getattr(result, "what", "")
       yield name, what, time.monotonic() - begin
@@ -274,7 +280,7 @@ def table(
   ledger: dict[str, dict[str, str]],
   times: dict[str, tuple[str, float]],
   seen: Watched,
-  faults: Sequence[str],
+  failures: Sequence[str],
 ) -> str:
   """Markdown: a row a kind, and what it took."""
   F = flags.FLAGS
@@ -294,7 +300,7 @@ def table(
   lines += [
     "",
     f"{len(files)} files, {len(usable)} usable, {len(ledger)} in the ledger,"
-    f" {len(faults)} not as they should be; {seen.seconds:.0f} s with"
+    f" {len(failures)} not as they should be; {seen.seconds:.0f} s with"
     f" {F.num_workers} workers. Peaks of resident memory: prepare"
     f" {seen.parent:.0f} MiB, one worker {seen.worker:.0f} MiB (of at most"
     f" {F.memory_limit_mb}), all together {seen.tree:.0f} MiB.",

@@ -1,4 +1,4 @@
-"""Broken and malicious manifests and configurations: each gets one message.
+"""Checks that broken manifests and configurations end in one message.
 
     python -m benchmarks.hostile.settings --out=runs/hostile_settings
 
@@ -56,22 +56,34 @@ JSON_VALUES = (
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("out", "runs/hostile_settings", "where all of it is kept")
-  flags.DEFINE_integer("manifests", 500, "how many", 1)
-  flags.DEFINE_integer("configs", 500, "how many of each kind", 1)
-  flags.DEFINE_integer("commands", 10, "of each kind, as processes", 0)
-  flags.DEFINE_integer("seed", 0, "of the mutations", 0)
+  flags.DEFINE_string("out", "runs/hostile_settings", "folder to write")
+  flags.DEFINE_integer("manifests", 500, "number of broken manifests", 1)
+  flags.DEFINE_integer("configs", 500, "number of each kind of setting", 1)
+  flags.DEFINE_integer("commands", 10, "number of commands of each kind", 0)
+  flags.DEFINE_integer("seed", 0, "seed of the mutations", 0)
+  flags.DEFINE_string(
+    "run", None, "a finished run to copy and break; default: trains one"
+  )
+  flags.DEFINE_string(
+    "data", None, "the prepared data set to train on; default: makes one"
+  )
 
 
 def main() -> None:
-  """Makes a data set and a run, breaks them, writes what came of it."""
+  """Makes a data set and a run, breaks them, writes the outcomes."""
   F = flags.FLAGS
-  out = Path(F.out)
+  out = Path(F.out).resolve()  # the commands run in ROOT
   shutil.rmtree(out, ignore_errors=True)
   (out / "videos").mkdir(parents=True)
   rng = np.random.default_rng(F.seed)
-  make_data(out)
-  config = [*SMALL, f"--config.data.datasets={out / 'set'}"]
+  make_videos(out)
+  if F.data is None:
+    manifest = f"--manifest={out / 'videos' / 'clips.csv'}"
+    command("prepare", manifest, f"--out={out / 'set'}", "--short_side=32")
+  config = [
+    *SMALL,
+    f"--config.data.datasets={Path(F.data or out / 'set').resolve()}",
+  ]
   said: dict[str, list[str]] = collections.defaultdict(list)
 
   for path in manifests.make(out, F.manifests, rng):
@@ -79,7 +91,10 @@ def main() -> None:
   changes = choose(overrides(), F.configs, rng)
   for change in changes:
     said["flags of train"].append(attempt(open_training, [*config, change]))
-  command("train", *config, f"--workdir={out / 'run'}")
+  if F.run is None:
+    command("train", *config, f"--workdir={out / 'run'}")
+  else:
+    shutil.copytree(F.run, out / "run")
   command("export", f"--workdir={out / 'run'}", f"--out={out / 'model'}")
   for kind, path, opened in (
     ("config.json of a run", out / "run" / "config.json", open_run),
@@ -116,16 +131,14 @@ def main() -> None:
     sys.exit(1)
 
 
-def make_data(out: Path) -> None:
-  """40 small clips of two splits, prepared."""
+def make_videos(out: Path) -> None:
+  """40 small clips of two splits, and their manifest."""
   rows = [["video", "text", "split"]]
   for i in range(40):
     film(out / "videos" / f"{i}.mp4", "mp4", "libx264", frames=9)
     rows.append([f"{i}.mp4", f"film number {i}", "train" if i < 32 else "val"])
   with (out / "videos" / "clips.csv").open("w", newline="") as file:
     csv.writer(file).writerows(rows)
-  manifest = f"--manifest={out / 'videos' / 'clips.csv'}"
-  command("prepare", manifest, f"--out={out / 'set'}", "--short_side=32")
 
 
 # ------------------------------------------------------------ one attempt
@@ -162,7 +175,7 @@ def open_manifest(path: Path, root: Path) -> None:
     if not all((problem.path, problem.what, problem.why, problem.what_to_do)):
       raise AssertionError(f"{problem} gives no reason")
   for clip in clips:
-    if not Path(clip.path).is_relative_to(root.resolve()):
+    if not Path(clip.media.path).is_relative_to(root.resolve()):
       raise AssertionError(f"{clip} leads out of {root}")
   if clips:
     plan_shards(clips, 256)
@@ -184,7 +197,7 @@ def open_training(arguments: Sequence[str]) -> None:
     cli.parse(argv, values)
   config = values.config.to_dict()
   config_lib.check(config)
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   data = setup.open_data(config)
   training = setup.compile_training(
     config,
@@ -214,10 +227,10 @@ def open_export(folder: Path) -> None:
 
 def report(workdir: Path) -> None:
   """The page, as calince_jax.report makes it."""
-  from calince_jax import report as report_main
+  from calince_jax.evals.report import page, read
 
-  page, _ = report_main.make_page(report_main.read_run(workdir), workdir)
-  if "<script" in page:
+  html, _ = page.make_page(read.read_run(workdir), workdir)
+  if "<script" in html:
     raise AssertionError("the page holds a script")
 
 
@@ -291,7 +304,7 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def command(module: str, *arguments: str) -> None:
-  """It must end well."""
+  """Runs a command that must succeed."""
   done = run(module, *arguments)
   if done.returncode:
     raise UserError(f"{module} failed: {done.stderr[-2000:]}")

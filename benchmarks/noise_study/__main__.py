@@ -1,4 +1,4 @@
-"""Runs the noise study and writes its evidence; started again, it goes on.
+"""Runs the noise study and writes its evidence; started again, it resumes.
 
     python -m benchmarks.noise_study --out=runs/noise_study \
       [--methods=infonce,cotrain] [--noise_rates=0.2,0.4] [--num_seeds=5] \
@@ -38,19 +38,27 @@ from launch.workers import run_all
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("config", "configs/noise_study.py", "with a sweep()")
+  flags.DEFINE_string(
+    "config",
+    "configs/noise_study.py",
+    "configuration of the study, with a sweep()",
+  )
   flags.DEFINE_string("out", "runs/noise_study", "folder of the study")
-  flags.DEFINE_string("data", None, "a prepared data set; else it is made")
-  flags.DEFINE_string("docs", "docs", "where results.md and figures/ are")
+  flags.DEFINE_string("data", None, "a prepared data set; default: makes one")
+  flags.DEFINE_string("docs", "docs", "folder of results.md and figures/")
   flags.DEFINE_list("methods", [], "some of METHODS; default: all")
   flags.DEFINE_list("noise_rates", [], "some of NOISE_RATES; default: all")
-  flags.DEFINE_integer("num_seeds", None, "the first ones; default: all", 1)
+  flags.DEFINE_integer(
+    "num_seeds", None, "seeds 0 to num_seeds - 1; default: all", 1
+  )
   flags.DEFINE_integer("num_workers", 2, "runs side by side", 1)
-  flags.DEFINE_bool("collect", False, "only read the runs and write")
+  flags.DEFINE_bool(
+    "collect", False, "read finished runs and write; train none"
+  )
 
 
 def main() -> None:
-  """Corpus, runs, tables."""
+  """Makes the corpus, trains the runs, writes the tables."""
   F = flags.FLAGS
   study, out = load(F.config), Path(F.out)
   data = Path(F.data or out / "data")
@@ -89,7 +97,7 @@ def choose(
   noise_rates: Sequence[str | float],
   num_seeds: int | None,
 ) -> list[Run]:
-  """The runs asked for, in the order in which they are to be made.
+  """The chosen runs, in the order in which they are trained.
 
   Args:
     study: the configuration's module.
@@ -164,22 +172,22 @@ def make_corpus(study: ModuleType, out: Path) -> None:
       *python,
       "calince_jax.data.synthetic",
       f"--out={clips}",
-      *words(study.CORPUS),
+      *as_flags(study.CORPUS),
     ),
     (
       *python,
       "calince_jax.prepare",
       f"--manifest={clips / 'manifest.csv'}",
       f"--out={out / 'data'}",
-      *words(study.PREPARE),
+      *as_flags(study.PREPARE),
     ),
   ]
   if run_all({folder: commands}, num_workers=1):
     raise UserError("the corpus could not be made; see above")
 
 
-def words(values: dict[str, Any]) -> list[str]:
-  """Flags of a command line."""
+def as_flags(values: dict[str, Any]) -> list[str]:
+  """The values as flags of a command line."""
   return [f"--{name}={value}" for name, value in values.items()]
 
 

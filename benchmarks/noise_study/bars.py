@@ -1,4 +1,4 @@
-"""What the noise study must show, each bar with its number and a verdict.
+"""The bars that the noise study must clear, each with number and verdict.
 
 The bars were set before the runs. They are judged at both points: at the end of
 training (`end`) and at the evaluation that val chose (`selected`).

@@ -1,4 +1,4 @@
-"""From the folders of the noise study's runs to its table, figures and text."""
+"""Collects the runs of the noise study into table, figures and text."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a step of each method of the noise study costs, relative to InfoNCE.
+"""Times a step of each method of the noise study, relative to InfoNCE.
 
     python -m benchmarks.noise_study.cost --out=runs/noise_study \
       [--methods=infonce,cotrain] [--rounds=7] [--steps=10]
@@ -22,20 +22,22 @@ from absl import flags
 
 from benchmarks.noise_study.statistics import COST_FILE, ratios
 from calince_jax import cli
+from calince_jax.models.cali_nce import dummy_batch
 from calince_jax.runtime import compile_cache, sharding
 from calince_jax.training import setup
-from calince_jax.training import step as train_step
 from launch.expand import load
 
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("config", "configs/noise_study.py", "of the study")
+  flags.DEFINE_string(
+    "config", "configs/noise_study.py", "configuration of the study"
+  )
   flags.DEFINE_string("out", "runs/noise_study", "folder of the study")
   flags.DEFINE_string("data", None, "prepared data set; default: OUT/data")
-  flags.DEFINE_list("methods", [], "default: all")
-  flags.DEFINE_integer("rounds", 7, "turns of each method", 1)
-  flags.DEFINE_integer("steps", 10, "of one turn", 1)
+  flags.DEFINE_list("methods", [], "methods to time; default: all")
+  flags.DEFINE_integer("rounds", 7, "number of turns of each method", 1)
+  flags.DEFINE_integer("steps", 10, "number of steps in a turn", 1)
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def main() -> None:
 
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
-  mesh = sharding.make_mesh(config["sharding"]["model_parallel"])
+  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
   data = setup.open_data(config)
   training = setup.compile_training(
     config,
@@ -83,7 +85,7 @@ def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
     num_pairs=data["num_pairs"],
   )
   state, step = training.start(config["seed"]), training.step
-  batch = train_step.dummy_batch(training.model.config, config["batch_size"])
+  batch = dummy_batch(training.model.config, config["batch_size"])
   video, text = jax.random.split(jax.random.key(0))
   batch["video"] = jax.random.bits(video, batch["video"].shape, jnp.uint8)
   batch["text_ids"] = jax.random.randint(

@@ -1,13 +1,14 @@
-"""Kills runs at random moments and looks whether they go on as if nothing was.
+"""Kills runs at random moments and checks that they resume exactly.
 
     python -m benchmarks.survival [--out=runs/survival] [--kills=50]
 
 Three parts, each with its table in OUT: a data set and a run that are killed
-again and again, compared with those that were left alone (kills.md); two
-processes of which one is killed (peers.md); the memory of a long run of short
-epochs (soak.md). About an hour on two cores.
+again and again, compared with ones that were left alone (kills.md); a run of
+two processes of which one is killed (peers.md); the memory of a long run of
+short epochs (soak.md). About an hour on two cores.
 """
 
+import functools
 import json
 import random
 import shutil
@@ -48,19 +49,20 @@ SETTINGS = {
   "model.predictive_depth": 1,
   "objective.memory": 0.5,
 }
+EVERY = 1.0  # seconds between two looks at the memory
 
 
 def define_flags() -> None:
   """Defines the command line."""
-  flags.DEFINE_string("out", "runs/survival", "what is made is kept there")
-  flags.DEFINE_integer("kills", 50, "of a run, and as many of prepare / 5", 1)
-  flags.DEFINE_integer("soak_steps", 20_000, "of the long run", 100)
-  flags.DEFINE_integer("seed", 0, "of the moments")
-  flags.DEFINE_list("parts", ["kills", "peers", "soak"], "what is done")
+  flags.DEFINE_string("out", "runs/survival", "folder to write")
+  flags.DEFINE_integer("kills", 50, "kills of a run; of prepare, a fifth", 1)
+  flags.DEFINE_integer("soak_steps", 20_000, "steps of the long run", 100)
+  flags.DEFINE_integer("seed", 0, "seed of the moments")
+  flags.DEFINE_list("parts", ["kills", "peers", "soak"], "parts to run")
 
 
 def train_words(data: Path, **changes: Any) -> list[str]:
-  """The command line of a small run of all three terms."""
+  """The command line of a small run with all three terms of the loss."""
   values = {**SETTINGS, "data.datasets": str(data), **changes}
   return ["--config=configs/cali_nce.py"] + [
     f"--config.{name}={value}" for name, value in values.items()
@@ -68,14 +70,24 @@ def train_words(data: Path, **changes: Any) -> list[str]:
 
 
 def main() -> None:
-  """Does the parts; each writes its table."""
+  """Runs the parts that the flags choose."""
   F = flags.FLAGS
-  out = Path(F.out)
+  measure(Path(F.out), F.parts, F.kills, F.soak_steps, F.seed)
+
+
+def measure(
+  out: Path, parts: Sequence[str], kills: int, soak_steps: int, seed: int
+) -> None:
+  """Runs the parts; each writes its table to OUT/PART.md."""
   out.mkdir(parents=True, exist_ok=True)
-  parts = {"kills": report_kills, "peers": report_peers, "soak": report_soak}
+  reports = {
+    "kills": functools.partial(report_kills, number=kills, seed=seed),
+    "peers": report_peers,
+    "soak": functools.partial(report_soak, steps=soak_steps),
+  }
   data = corpus(out)
-  for name in F.parts:
-    (out / f"{name}.md").write_text(parts[name](out, data) + "\n")
+  for name in parts:
+    (out / f"{name}.md").write_text(reports[name](out, data) + "\n")
     print((out / f"{name}.md").read_text(), flush=True)
 
 
@@ -91,7 +103,7 @@ def corpus(out: Path) -> Path:
 
 
 def prepare_words(out: Path) -> tuple[str, ...]:
-  """Of small shards, so that much is half done at any moment."""
+  """Flags of prepare: small shards, so that a kill hits one half-written."""
   return (
     f"--manifest={out / 'corpus' / 'manifest.csv'}",
     "--clips_per_shard=2",
@@ -99,21 +111,21 @@ def prepare_words(out: Path) -> tuple[str, ...]:
   )
 
 
-def report_kills(out: Path, data: Path) -> str:
+def report_kills(out: Path, data: Path, number: int, seed: int) -> str:
   """Kills prepare and train, and compares with what was left alone."""
-  rng = random.Random(flags.FLAGS.seed)
+  rng = random.Random(seed)
   for name in ("killed", "killed_data", "alone"):
     shutil.rmtree(out / name, ignore_errors=True)
-  pauses = [0.01 * rng.random() for _ in range(max(flags.FLAGS.kills // 5, 1))]
+  pauses = [0.01 * rng.random() for _ in range(max(number // 5, 1))]
   hits = prepare_with_kills(prepare_words(out), out / "killed_data", pauses)
   same = same_files(out / "killed_data", data)
 
   # A kill moves a run on by fewer, so that all of them hit it.
-  steps = 16 * flags.FLAGS.kills
+  steps = 16 * number
   words = train_words(data, total_steps=steps)
   log = out / "alone.log"
   finish(start("train", *words, f"--workdir={out / 'alone'}", log=log), log)
-  kills = [random_kill(rng) for _ in range(flags.FLAGS.kills)]
+  kills = [random_kill(rng) for _ in range(number)]
   done = train_with_kills(words, out / "killed", kills)
   different = differences(out / "killed", out / "alone")
   (out / "kills.json").write_text(json.dumps(done, indent=1) + "\n")
@@ -192,9 +204,9 @@ def report_peers(out: Path, data: Path) -> str:
   )
 
 
-def report_soak(out: Path, data: Path) -> str:
-  """Trains for long on little."""
-  workdir, steps = out / "soak", flags.FLAGS.soak_steps
+def report_soak(out: Path, data: Path, steps: int) -> str:
+  """Trains for many short epochs and measures the memory."""
+  workdir = out / "soak"
   shutil.rmtree(workdir, ignore_errors=True)
   changes = {
     "total_steps": steps,
@@ -203,7 +215,7 @@ def report_soak(out: Path, data: Path) -> str:
     "log_every": 20,
   }
   begin = time.monotonic()
-  seen = soak(train_words(data, **changes), workdir, every=1.0)
+  seen = soak(train_words(data, **changes), workdir, EVERY)
   minutes = (time.monotonic() - begin) / 60
   (out / "soak.json").write_text(json.dumps(seen) + "\n")
   b, error = slope(seen)

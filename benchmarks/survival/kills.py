@@ -66,7 +66,7 @@ def random_kill(rng: random.Random) -> Kill:
 def train_with_kills(
   words: Sequence[str], workdir: Path, kills: Sequence[Kill], **more: Any
 ) -> list[dict[str, Any]]:
-  """Trains, is killed, goes on, and so on; at last it is left to end.
+  """Trains a run that is killed and resumed again and again, to its end.
 
   Args:
     words: of calince_jax.train, without --workdir.

@@ -1,4 +1,4 @@
-"""Two processes of one run, of which one is killed."""
+"""A run of two processes, of which one is killed."""
 
 import socket
 import subprocess
@@ -51,7 +51,7 @@ def peer_log(workdir: Path, process: int) -> Path:
 def kill_one_of_two(
   words: Sequence[str], workdir: Path, victim: int, at_step: int, **more: Any
 ) -> dict[str, Any]:
-  """Kills one of two processes, waits for the other, and lets both go on.
+  """Kills one of two processes, waits for the other, and resumes both.
 
   Returns:
     `seconds` that the other took to end, its `status`, its last `words`.

@@ -1,4 +1,4 @@
-"""Commands that run beside this process, and what their folders say."""
+"""Starts commands as processes, and reads the state of their folders."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from calince_jax.errors import UserError
 from calince_jax.files import read_lines
 from calince_jax.runtime import checkpoint
 
-# Columns of metrics.jsonl that the clock and the machine decide.
+# Columns of metrics.jsonl that depend on the clock and the machine.
 CLOCK = (
   "examples_per_second",
   "data_wait_share",
@@ -40,7 +40,7 @@ def start(
 
 
 def finish(process: subprocess.Popen, log: Path) -> None:
-  """Waits for a process that is to end well."""
+  """Waits for a process that must succeed."""
   if process.wait(SECONDS):
     raise UserError(
       f"a command ended with {process.returncode}: {log.read_text()[-2000:]}"
@@ -61,7 +61,7 @@ def until(happens: Callable[[], bool], process: subprocess.Popen) -> bool:
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
-  """metrics.jsonl, without what the clock decides."""
+  """The rows of metrics.jsonl, without the columns in CLOCK."""
   found = [json.loads(line) for line in read_lines(workdir / "metrics.jsonl")]
   return [
     {name: x for name, x in row.items() if name not in CLOCK} for row in found
@@ -69,7 +69,7 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
 
 
 def last_step(workdir: Path) -> int:
-  """The last that was logged, 0 if none was."""
+  """The last logged step, 0 if there is none."""
   lines = read_lines(workdir / "metrics.jsonl")
   return json.loads(lines[-1])["step"] if lines else 0
 

@@ -1,4 +1,4 @@
-"""A long run of short epochs, and the memory that it takes."""
+"""A long run of short epochs, and its memory."""
 
 import time
 from collections.abc import Sequence

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,9 +10,10 @@ import sentencepiece
 from etils import epath
 
 from calince_jax.errors import UserError
+from calince_jax.files import write_atomic
 
 PAD, UNK, BOS, EOS, MASK = range(5)
-MASK_PIECE = "[MASK]"
+MASK_TOKEN = "[MASK]"
 MAX_TRAINING_TEXTS = 1_000_000
 
 
@@ -43,7 +43,8 @@ def train_tokenizer(
   Args:
     texts: captions.
     path: of the model file to write.
-    vocab_size: upper bound of the number of pieces; few captions give fewer.
+    vocab_size: upper bound of the tokens of the vocabulary; few captions give
+      fewer.
 
   Raises:
     UserError: there is no text to learn from, or vocab_size is too small.
@@ -66,7 +67,7 @@ def train_tokenizer(
       unk_id=UNK,
       bos_id=BOS,
       eos_id=EOS,
-      user_defined_symbols=[MASK_PIECE],
+      user_defined_symbols=[MASK_TOKEN],
       num_threads=1,  # more threads give other bytes
       minloglevel=2,
     )
@@ -76,18 +77,15 @@ def train_tokenizer(
       f"the tokenizer cannot be trained on {len(texts)} captions with "
       f"vocab_size={vocab_size}: {reason}"
     ) from None
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(model.getvalue())
-  os.replace(partial, path)
+  write_atomic(path, model.getvalue())
 
 
 class Tokenizer:
   """Encodes captions with a trained model; safe to call from threads.
 
   Attributes:
-    vocab_size: the number of pieces, the special ones PAD, UNK, BOS, EOS and
-      MASK (ids 0 to 4) included.
+    vocab_size: the number of tokens of the vocabulary, including the special
+      ones PAD, UNK, BOS, EOS and MASK (ids 0 to 4).
     vocabulary: what a model needs to know of it.
   """
 
@@ -96,7 +94,7 @@ class Tokenizer:
 
     Raises:
       UserError: no such file, not a SentencePiece model, or one whose special
-        pieces have other ids.
+        tokens have other ids.
     """
     try:
       data = epath.Path(path).read_bytes()
@@ -112,10 +110,10 @@ class Tokenizer:
       raise UserError(f"{path} is not a SentencePiece model") from None
     ids = (self._model.pad_id(), self._model.unk_id())
     ids += (self._model.bos_id(), self._model.eos_id())
-    if ids != (PAD, UNK, BOS, EOS) or special[MASK] != MASK_PIECE:
+    if ids != (PAD, UNK, BOS, EOS) or special[MASK] != MASK_TOKEN:
       raise UserError(
-        f"{path} begins with the pieces {special}; needed are padding, "
-        f"unknown, begin, end and {MASK_PIECE}, as train_tokenizer writes them"
+        f"{path} begins with the tokens {special}; needed are padding, "
+        f"unknown, begin, end and {MASK_TOKEN}, as train_tokenizer writes them"
       )
     self.vocab_size = self._model.vocab_size()
     self.vocabulary = Vocabulary(self.vocab_size)
@@ -123,10 +121,10 @@ class Tokenizer:
   def encode(
     self, texts: Sequence[str], length: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes captions as BOS pieces EOS PAD ...
+    """Encodes captions as BOS tokens EOS PAD ...
 
     Too long ones are cut and keep their EOS. A caption that spells the mask
-    piece gets UNK there: only an objective masks.
+    token gets UNK there: only an objective masks.
 
     Args:
       texts: N captions.
@@ -145,8 +143,8 @@ class Tokenizer:
         raise UserError(f"text {n} of {len(texts)} is empty")
     ids = np.full((len(texts), length), PAD, np.int32)
     mask = np.zeros((len(texts), length), bool)
-    for n, pieces in enumerate(self._model.encode(list(texts), out_type=int)):
-      row = [BOS, *pieces[: length - 2], EOS]
+    for n, tokens in enumerate(self._model.encode(list(texts), out_type=int)):
+      row = [BOS, *tokens[: length - 2], EOS]
       ids[n, : len(row)] = [UNK if i == MASK else i for i in row]
       mask[n, : len(row)] = True
     return ids, mask

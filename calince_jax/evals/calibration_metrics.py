@@ -1,4 +1,6 @@
-"""Does the confidence mean what it says? Scores against a known mismatch."""
+"""Alignment scores and confidences of pairs, compared with the known truth."""
+
+from collections.abc import Mapping
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics
@@ -11,20 +13,20 @@ UNKNOWN = -1
 
 
 def calibration_report(
-  confidence: np.ndarray, score: np.ndarray, matched: np.ndarray
+  confidence: np.ndarray, alignment_score: np.ndarray, matched: np.ndarray
 ) -> dict:
-  """What the report shows of a data set's pairs.
+  """Evaluates the confidences of a data set's pairs.
 
   Args:
     confidence: float [N] in [0, 1], the probability that the pair is matched
       as the model sees it.
-    score: float [N], any monotone score of the pair, higher is better.
+    alignment_score: float [N], higher for pairs that fit better.
     matched: int8 [N]: 1 the text belongs to the video, 0 it does not, -1 it is
       not known.
 
   Returns:
     {"metrics": mean_confidence and, of the pairs whose truth is known, auc (of
-    the score), ece (of the confidence), mean_confidence_matched,
+    the alignment score), ece (of the confidence), mean_confidence_matched,
     mean_confidence_mismatched, noise_rate_true; what cannot be computed is
     absent,
     "chance": {"auc": 0.5} if there is an auc,
@@ -37,21 +39,15 @@ def calibration_report(
       range.
   """
   confidence = np.asarray(confidence, np.float64)
-  score, matched = np.asarray(score, np.float64), np.asarray(matched)
-  _check(confidence, score, matched)
-  known = matched != UNKNOWN
-  truth = matched[known] == 1
+  alignment_score = np.asarray(alignment_score, np.float64)
+  matched = np.asarray(matched)
+  _check(confidence, alignment_score, matched)
   metrics = {"mean_confidence": float(confidence.mean())}
   for name, chosen in (("matched", matched == 1), ("mismatched", matched == 0)):
     if chosen.any():
       metrics[f"mean_confidence_{name}"] = float(confidence[chosen].mean())
-  rows = []
-  if known.any():
-    rows = reliability(confidence[known], truth)
-    metrics["ece"] = expected_calibration_error(rows)
-    metrics["noise_rate_true"] = float(1 - truth.mean())
-  if truth.any() and not truth.all():
-    metrics["auc"] = float(sklearn_metrics.roc_auc_score(truth, score[known]))
+  metrics |= truth_metrics(matched, confidence, {"auc": alignment_score})
+  known = matched != UNKNOWN
   edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
   return {
     "metrics": metrics,
@@ -61,8 +57,40 @@ def calibration_report(
       name: np.histogram(confidence[matched == value], edges)[0].tolist()
       for name, value in (("matched", 1), ("mismatched", 0), ("unknown", -1))
     },
-    "reliability": rows,
+    "reliability": reliability(confidence[known], matched[known] == 1),
   }
+
+
+def truth_metrics(
+  matched: np.ndarray, confidence: np.ndarray, ranked: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+  """Compares what is known of pairs with the truth, where that is known.
+
+  Args:
+    matched: int8 [N], 1, 0, or -1 for unknown: those pairs are left out.
+    confidence: float [N] in [0, 1].
+    ranked: float [N] each, higher for pairs that fit better.
+
+  Returns:
+    `ece` of the confidence, `noise_rate_true`, and under the names in `ranked`
+    the AUC of each, matched against mismatched. What cannot be computed is
+    absent: all of it without a known pair, an AUC with pairs of one kind alone,
+    and what values that are not finite would give.
+  """
+  known = matched != UNKNOWN
+  truth = matched[known] == 1
+  if not known.any():
+    return {}
+  result = {}
+  confidence = np.asarray(confidence[known], np.float64)
+  if np.isfinite(confidence).all():
+    result["ece"] = expected_calibration_error(reliability(confidence, truth))
+  result["noise_rate_true"] = float(1 - truth.mean())
+  for name, values in ranked.items():
+    values = np.asarray(values[known], np.float64)
+    if truth.any() and not truth.all() and np.isfinite(values).all():
+      result[name] = float(sklearn_metrics.roc_auc_score(truth, values))
+  return result
 
 
 def reliability(
@@ -103,17 +131,17 @@ def expected_calibration_error(rows: list[dict]) -> float:
 
 
 def _check(
-  confidence: np.ndarray, score: np.ndarray, matched: np.ndarray
+  confidence: np.ndarray, alignment_score: np.ndarray, matched: np.ndarray
 ) -> None:
-  if not len(confidence) == len(score) == len(matched):
+  if not len(confidence) == len(alignment_score) == len(matched):
     raise UserError(
-      f"{len(confidence)} confidences, {len(score)} scores and {len(matched)} "
-      "marks do not belong to the same pairs"
+      f"{len(confidence)} confidences, {len(alignment_score)} alignment scores"
+      f" and {len(matched)} marks do not belong to the same pairs"
     )
   if not len(confidence):
-    raise UserError("there is no pair to judge")
-  if not (np.isfinite(score).all() and np.isfinite(confidence).all()):
-    raise UserError("scores or confidences hold NaN or infinity")
+    raise UserError("there is no pair to evaluate")
+  if not (np.isfinite(alignment_score).all() and np.isfinite(confidence).all()):
+    raise UserError("alignment scores or confidences hold NaN or infinity")
   if confidence.min() < 0 or confidence.max() > 1:
     raise UserError(
       f"confidences lie in [{confidence.min():g}, {confidence.max():g}], not "

@@ -3,7 +3,7 @@
 A query's gallery holds right and wrong items; the query's rank is that of the
 best right one. Let
 
-    g = wrong items that score strictly higher than the best right item,
+    g = wrong items of strictly higher similarity than the best right item,
     t = wrong items tied with it,      r = right items tied with it (r >= 1).
 
 A tie is broken at random, so the first right item stands behind g wrong ones
@@ -13,7 +13,7 @@ and behind those of the t that come before the first of the r:
     P(rank <= k) = 1 - C(t, j) / C(t + r, j),    j = clip(k - g, 0, t + r)
 
 With one right item these are 1 + g + t/2 and clip((k - g) / (t + 1), 0, 1).
-Random scores are the case g = 0, t = all wrong items, r = all right items.
+Random similarities are the case g = 0 with t all wrong and r all right items.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,10 +24,10 @@ from scipy.special import gammaln
 from calince_jax.errors import UserError
 
 TIE_RULE = (
-  "rank = 1 + number of wrong items that score strictly higher, ties resolved "
-  "by the expectation over random order; scores in float32"
+  "rank = 1 + number of wrong items of strictly higher similarity, ties"
+  " resolved by the expectation over random order; similarities in float32"
 )
-BLOCK = 512  # queries scored at a time
+BLOCK = 512  # queries that are ranked at a time
 
 
 def hit_probability(
@@ -46,14 +46,14 @@ def hit_probability(
 
 
 def count(
-  scores: np.ndarray, relevant: np.ndarray
+  similarities: np.ndarray, relevant: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """g, t and r of each query, int64 [Q]; r = 0 where nothing is right."""
-  check_scores(scores)
-  best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-  tied = scores == best
+  check_similarities(similarities)
+  best = np.where(relevant, similarities, -np.inf).max(axis=1, keepdims=True)
+  tied = similarities == best
   return (
-    (scores > best).sum(axis=1),
+    (similarities > best).sum(axis=1),
     (tied & ~relevant).sum(axis=1),
     (tied & relevant).sum(axis=1),
   )
@@ -64,17 +64,17 @@ def count_blocks(
 ) -> list[np.ndarray]:
   """`count` over blocks of queries; right = the item has the query's key."""
   counts, start = [], 0
-  for scores in blocks:
-    keys = query_keys[start : start + len(scores)]
-    counts.append(count(scores, keys[:, None] == gallery_keys[None, :]))
-    start += len(scores)
+  for similarities in blocks:
+    keys = query_keys[start : start + len(similarities)]
+    counts.append(count(similarities, keys[:, None] == gallery_keys[None, :]))
+    start += len(similarities)
   return [np.concatenate(column) for column in zip(*counts, strict=True)]
 
 
-def score_blocks(
+def similarity_blocks(
   queries: np.ndarray, gallery: np.ndarray
 ) -> Iterator[np.ndarray]:
-  """Float32 scores [<= BLOCK, G] of one block of queries after the other."""
+  """Yields `inner_products` of up to BLOCK queries at a time, [<= BLOCK, G]."""
   for start in range(0, len(queries), BLOCK):
     yield inner_products(queries[start : start + BLOCK], gallery)
 
@@ -82,8 +82,8 @@ def score_blocks(
 def inner_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
   """Inner products, float32 [Q, G].
 
-  They are summed in float64 and rounded once, so that equal embeddings have
-  equal scores however the matrix product is cut into tiles.
+  They are summed in float64 and rounded once, so that equal embeddings are
+  equally similar however the matrix product is cut into tiles.
   """
   for embeddings in (queries, gallery):
     if embeddings.dtype != np.float32:
@@ -92,10 +92,14 @@ def inner_products(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
   return product.astype(np.float32)
 
 
-def check_scores(scores: np.ndarray) -> None:
-  if scores.dtype != np.float32:
+def check_similarities(similarities: np.ndarray) -> None:
+  """UserError unless they are float32 and finite."""
+  if similarities.dtype != np.float32:
     raise UserError(
-      f"scores are {scores.dtype}, not float32: rounded scores invent ties"
+      f"similarities are {similarities.dtype}, not float32: rounded ones invent"
+      " ties"
     )
-  if not np.isfinite(scores).all():
-    raise UserError("scores hold NaN or infinity: the embeddings are broken")
+  if not np.isfinite(similarities).all():
+    raise UserError(
+      "similarities hold NaN or infinity: the embeddings are broken"
+    )

@@ -28,7 +28,7 @@ def linear_probe(
   train_groups: Sequence[str] | None = None,
   strengths: Sequence[float] = STRENGTHS,
 ) -> dict:
-  """Fits on the training clips and scores the test clips, in percent.
+  """Fits on the training clips and evaluates on the test clips, in percent.
 
   `top1` and `top5` are shares of clips, `mean_class` the mean over the test
   classes of the share that is right. A test clip whose class no training clip

@@ -1,4 +1,4 @@
-"""Retrieval metrics, each with the value that random scores would give.
+"""Retrieval metrics, each with the value that random similarities would give.
 
 R@k is the mean of P(rank <= k) in percent, MedR and MeanR the median and the
 mean of the expected rank, 1 is best; ranks.py says how ties are counted.
@@ -28,21 +28,21 @@ KS = (1, 5, 10)
 
 
 def retrieval_metrics(
-  scores: np.ndarray, relevant: np.ndarray | Sequence[Sequence[int]]
+  similarities: np.ndarray, relevant: np.ndarray | Sequence[Sequence[int]]
 ) -> dict[str, float]:
   """R@1, R@5, R@10 in percent, MedR and MeanR (1 is best).
 
   Args:
-    scores: float32 [Q, G], higher is better.
+    similarities: float32 [Q, G].
     relevant: bool [Q, G], or for each query the gallery indices of its right
       items. Every query has at least one.
 
   Raises:
-    UserError: scores of another dtype (bfloat16 invents ties), scores that are
+    UserError: similarities of another dtype (bfloat16 invents ties) or that are
       not finite, or a query without a right item.
   """
-  relevant = _as_mask(relevant, scores.shape)
-  counts = ranks.count(scores, relevant)
+  relevant = _as_mask(relevant, similarities.shape)
+  counts = ranks.count(similarities, relevant)
   _require_a_right_item(counts[2])
   return _summary(*counts, KS)
 
@@ -64,8 +64,9 @@ def text_video_metrics(
     text_embeddings: float32 [Q, D].
     video_embeddings: float32 [G, D].
     video_of_text: int [Q], the row of the video that each caption belongs to.
-    dual_softmax_temperature: if given, of scores after `dual_softmax`, which
-      uses all queries at once; report it in a column of its own.
+    dual_softmax_temperature: if given, the similarities go through
+      `dual_softmax`, which uses all queries at once; report that in a column of
+      its own.
   """
   video_of_text = np.asarray(video_of_text)
   videos = np.arange(len(video_embeddings))
@@ -77,8 +78,8 @@ def text_video_metrics(
     raise UserError("video_of_text names a video that is not in the gallery")
   with_text = np.unique(video_of_text)
   if dual_softmax_temperature is None:
-    t2v = ranks.score_blocks(text_embeddings, video_embeddings)
-    v2t = ranks.score_blocks(video_embeddings[with_text], text_embeddings)
+    t2v = ranks.similarity_blocks(text_embeddings, video_embeddings)
+    v2t = ranks.similarity_blocks(video_embeddings[with_text], text_embeddings)
   else:
     both = dual_softmax(
       ranks.inner_products(text_embeddings, video_embeddings),
@@ -98,7 +99,7 @@ def text_video_metrics(
 def chance(
   num_relevant: int | Sequence[int], gallery_size: int
 ) -> dict[str, float]:
-  """What `retrieval_metrics` expects of random scores without ties.
+  """What `retrieval_metrics` expects of random similarities without ties.
 
   With m right items among G: R@k = 100 (1 - C(G-m, k) / C(G, k)), which is
   100 k / G for m = 1, and MeanR = 1 + (G-m) / (m+1). MedR is the median of the
@@ -128,7 +129,7 @@ def chance(
 def text_video_chance(
   video_of_text: np.ndarray, num_videos: int
 ) -> dict[str, float]:
-  """The values of `text_video_metrics` that random scores would give."""
+  """The values of `text_video_metrics` that random similarities give."""
   _, captions = np.unique(video_of_text, return_counts=True)
   t2v = chance(1, num_videos)
   v2t = chance(captions, len(video_of_text))
@@ -137,20 +138,20 @@ def text_video_chance(
   }
 
 
-def dual_softmax(scores: np.ndarray, temperature: float) -> np.ndarray:
+def dual_softmax(similarities: np.ndarray, temperature: float) -> np.ndarray:
   """log [softmax over the gallery x softmax over the queries], float32 [Q, G].
 
-  It judges each query with the help of all other queries, which a person who
-  searches does not have: never mix it with plain scores.
+  It ranks for each query with the help of all other queries, which a person who
+  searches does not have: never mix it with plain similarities.
 
   Args:
-    scores: float32 [Q, G].
-    temperature: the scores are divided by it; positive.
+    similarities: float32 [Q, G].
+    temperature: the similarities are divided by it; positive.
   """
-  ranks.check_scores(scores)
+  ranks.check_similarities(similarities)
   if temperature <= 0:
     raise UserError(f"dual softmax temperature {temperature} is not positive")
-  scaled = scores.astype(np.float64) / temperature
+  scaled = similarities.astype(np.float64) / temperature
   gallery = logsumexp(scaled, axis=1, keepdims=True)
   queries = logsumexp(scaled, axis=0, keepdims=True)
   return (2 * scaled - gallery - queries).astype(np.float32)
@@ -179,7 +180,8 @@ def class_retrieval_metrics(
     ks: the k of R@k.
 
   Returns:
-    {"metrics": {"R@1": percent, ...}, "chance": the same for random scores,
+    {"metrics": {"R@1": percent, ...}, "chance": the same for random
+    similarities,
     "queries_without_class": queries whose class the gallery lacks, which count
     as wrong}.
   """
@@ -196,7 +198,7 @@ def class_retrieval_metrics(
   classes = np.unique(labels, return_inverse=True)[1]
   query_class, gallery_class = np.split(classes, [len(query_labels)])
   counts = ranks.count_blocks(
-    ranks.score_blocks(
+    ranks.similarity_blocks(
       _normalize(query_features, center), _normalize(gallery_features, center)
     ),
     query_class,
@@ -252,7 +254,9 @@ def _as_mask(
       row[np.asarray(items, np.int64)] = True
     return mask
   if relevant.shape != shape:
-    raise UserError(f"relevant is {relevant.shape} but scores are {shape}")
+    raise UserError(
+      f"relevant is {relevant.shape} but similarities are {shape}"
+    )
   return relevant
 
 

@@ -1,12 +1,12 @@
-"""The four evaluation tasks, each a function of an Evaluation.
+"""The evaluation tasks, each a function of an Evaluation.
 
-A task returns `protocol`, `metrics`, `chance` and what the report shows of it
-(evals/report.py).
+A task returns `protocol`, `metrics`, `chance` and examples for the report
+(evals/report/).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,20 @@ import numpy as np
 
 from calince_jax import config as config_lib
 from calince_jax.data.input.label_noise import MismatchedReader, mismatched
-from calince_jax.data.records.clip_dataset import ClipReader
-from calince_jax.errors import UserError
-from calince_jax.evals import calibration_metrics, ranks, recognition, retrieval
+from calince_jax.data.records.reader import ClipReader
+from calince_jax.errors import UserError, check_choice
+from calince_jax.evals import calibration_metrics, recognition, retrieval
+from calince_jax.evals.report import examples
 from calince_jax.evals.report.thumbnails import film_strip
-from calince_jax.inference import encode
+from calince_jax.inference import encode, score
 from calince_jax.inference.from_run import PARAMS, open_run
-from calince_jax.losses import calibration as calibration_lib
 
-SHOWN_HITS = 5  # of each query in the report
-NUM_NEGATIVES = 4  # others' captions that each clip is scored with
+NUM_NEGATIVES = 4  # others' captions that each clip is compared with
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is evaluated; evaluate.py's flags say what each is."""
+  """What is evaluated; the flags of evaluate.py say what each option is."""
 
   workdir: str
   task: str = "retrieval"
@@ -44,8 +43,24 @@ class Options:
   seed: int = 0
   mismatch: float | None = None
   mismatch_seed: int | None = None
-  gallery: int = 8
-  worst: int = 48
+  report_queries: int = 8
+  report_worst_pairs: int = 48
+
+
+def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the name and the result of each task in `options.task`.
+
+  Raises:
+    UserError: an unknown task, or what is asked for is not there.
+  """
+  names = options.task.split(",")
+  for name in names:
+    check_choice("--task", name, list(TASKS))
+  evaluation = Evaluation(options)
+  for name in names:
+    result = TASKS[name](evaluation)
+    result["protocol"] = evaluation.protocol() | result["protocol"]
+    yield name, result
 
 
 class Evaluation:
@@ -68,8 +83,8 @@ class Evaluation:
   def mismatch(self, split: str) -> tuple[float, int]:
     """The share of a split's clips whose captions are exchanged; the seed.
 
-    On the run's own data it is what the run was trained with. --mismatch
-    overrules it for --train_split, on any data.
+    On the run's own data the run's setting applies. --mismatch overrules it for
+    --train_split, on any data.
     """
     options, trained = self.options, self.config["data"]
     share, seed = 0.0, trained["mismatch_seed"]
@@ -82,46 +97,65 @@ class Evaluation:
     return share, seed
 
   def exchanged(self, split: str) -> dict[str, Any]:
-    """What the protocol says of exchanged captions, where there are any."""
+    """A line of the protocol on exchanged captions, where there are any."""
     share, seed = self.mismatch(split)
     if not share:
       return {}
     return {"captions exchanged": f"share {share:g}, seed {seed}"}
 
   @functools.cache  # noqa: B019
-  def encoded(self, split: str) -> dict[str, Any]:
-    """See encode_clips.encode_split."""
-    return encode.encode_split(
-      self.model,
+  def opened(self, split: str) -> encode.Split:
+    """The split, ready to be encoded."""
+    return encode.open_split(
       self.reader(split),
+      self.model.tokenizer,
       self.sampling,
+      text_length=self.model.config.text_length,
       batch_size=self.options.batch_size,
       num_clips=self.options.num_clips,
       num_crops=self.options.num_crops,
     )
 
+  @functools.cache  # noqa: B019
+  def videos(self, split: str) -> dict[str, np.ndarray]:
+    """`embedding` [N, D] and `feature` [N, width] of each clip of a split."""
+
+    def encode_video(video):
+      outputs = self.model.video_outputs(video)
+      return {name: outputs[name] for name in ("embedding", "feature")}
+
+    opened = self.opened(split)
+    sums = encode.encode_videos(opened, encode_video)
+    return encode.mean_over_views(sums, opened.num_views)
+
+  def texts(self, split: str) -> np.ndarray:
+    """The embeddings of a split's captions, float32 [Q, D]."""
+    return encode.encode_texts(
+      self.opened(split),
+      lambda ids, mask: self.model.text_outputs(ids, mask)["embedding"],
+    )
+
   def labelled(self, split: str) -> dict[str, Any]:
     """`features` [N, width], `labels`, `groups` of the clips with a label."""
-    encoded = self.encoded(split)
-    kept = [i for i, clip in enumerate(encoded["clips"]) if clip["label"]]
+    clips = self.opened(split).clips
+    kept = [i for i, clip in enumerate(clips) if clip["label"]]
     if not kept:
       raise UserError(
         f"no clip of split {split!r} of {self.data} has a label; give the"
-        " manifest a column 'label' and prepare it anew"
+        " manifest a column 'label' and run prepare again"
       )
-    clips = [encoded["clips"][i] for i in kept]
     return {
-      "features": encoded["feature"][kept],
-      "labels": [clip["label"] for clip in clips],
-      "groups": [clip["group"] or clip["id"] for clip in clips],
+      "features": self.videos(split)["feature"][kept],
+      "labels": [clips[i]["label"] for i in kept],
+      "groups": [clips[i]["group"] or clips[i]["id"] for i in kept],
     }
 
   def strip(self, split: str, record: int) -> str:
-    """A picture of a clip."""
+    """A picture of a clip, a base64 JPEG."""
     return film_strip(self.reader(split).read([record])[0]["frames"])
 
   def protocol(self) -> dict[str, Any]:
-    """What every result file states."""
+    """The part of the protocol that all tasks share."""
     o, c = self.options, self.model.config
     return {
       "data": Path(self.data).resolve().name,
@@ -137,69 +171,35 @@ class Evaluation:
 
 
 def retrieval_task(e: Evaluation) -> dict[str, Any]:
-  """Zero-shot retrieval in both directions, and what the report shows."""
-  encoded = e.encoded(e.options.split)
-  clips = encoded["clips"]
-  texts = [text for clip in clips for text in clip["texts"]]
-  video_of_text = np.repeat(
-    np.arange(len(clips)), [len(clip["texts"]) for clip in clips]
-  )
-  arrays = (
-    encode.encode_texts(e.model, texts, batch_size=e.options.batch_size),
-    encoded["embedding"],
-    video_of_text,
-  )
+  """Zero-shot retrieval in both directions, and example queries."""
+  split = e.options.split
+  opened = e.opened(split)
+  arrays = (e.texts(split), e.videos(split)["embedding"], opened.video_of_text)
   temperature = 1 / e.model.logit_scale
   return {
     "protocol": {
       "task": "zero-shot text-video retrieval",
-      "clips": len(clips),
-      "queries": len(texts),
+      "clips": len(opened.clips),
+      "queries": len(opened.video_of_text),
       "tie_rule": retrieval.TIE_RULE,
       "dual_softmax_temperature": temperature,
     }
-    | e.exchanged(e.options.split),
+    | e.exchanged(split),
     "metrics": retrieval.text_video_metrics(*arrays),
-    "chance": retrieval.text_video_chance(video_of_text, len(clips)),
+    "chance": retrieval.text_video_chance(
+      opened.video_of_text, len(opened.clips)
+    ),
     "dual_softmax": retrieval.text_video_metrics(
       *arrays, dual_softmax_temperature=temperature
     ),
-    "gallery": gallery(e, texts, *arrays),
+    "queries": examples.queries(
+      *arrays,
+      opened.clips,
+      lambda record: e.strip(split, record),
+      count=e.options.report_queries,
+      seed=e.options.seed,
+    ),
   }
-
-
-def gallery(
-  e: Evaluation,
-  texts: Sequence[str],
-  text_embedding: np.ndarray,
-  video_embedding: np.ndarray,
-  video_of_text: np.ndarray,
-) -> list[dict[str, Any]]:
-  """A few queries, drawn at random, and the clips that they find."""
-  clips = e.encoded(e.options.split)["clips"]
-  rng = np.random.default_rng(e.options.seed)
-  count = min(e.options.gallery, len(texts))
-  chosen = np.sort(rng.choice(len(texts), count, replace=False))
-  scores = ranks.inner_products(text_embedding[chosen], video_embedding)
-  relevant = video_of_text[chosen][:, None] == np.arange(len(clips))
-  above, wrong, right = ranks.count(scores, relevant)
-  return [
-    {
-      "query": texts[q],
-      "rank": float(1 + above[i] + wrong[i] / (right[i] + 1)),
-      "hits": [
-        {
-          "id": clips[v]["id"],
-          "text": clips[v]["texts"][0],
-          "score": float(scores[i, v]),
-          "right": bool(relevant[i, v]),
-          "thumbnail": e.strip(e.options.split, v),
-        }
-        for v in np.argsort(-scores[i], kind="stable")[:SHOWN_HITS]
-      ],
-    }
-    for i, q in enumerate(chosen)
-  ]
 
 
 def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
@@ -247,8 +247,8 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
   Noise rate and posterior are those of this data set: its given pairs are
   compared with its own clips under others' captions.
   """
-  split = e.options.train_split
-  pairs, scores = encode.score_pairs(
+  split, scorer = e.options.train_split, e.model.calibration["scorer"]
+  pairs, outputs = score.score_pairs(
     e.model,
     e.reader(split),
     e.sampling,
@@ -256,67 +256,51 @@ def calibration_task(e: Evaluation) -> dict[str, Any]:
     num_negatives=NUM_NEGATIVES,
     seed=e.options.seed,
   )
-  judged = judge(pairs, scores, e.model.calibration["scorer"])
+  result = compare_with_truth(pairs, outputs, scorer)
   trained = e.model.calibration["noise_rate"]
-  judged["metrics"]["noise_rate_in_training"] = trained
-  pairs = sorted(pairs, key=lambda pair: pair["score"])
-  return judged | {
+  result["metrics"]["noise_rate_in_training"] = trained
+  pairs = sorted(pairs, key=lambda pair: pair["alignment_score"])
+  return result | {
     "protocol": {
-      "task": "posterior that each given pair is clean",
+      "task": "confidence that each given pair is matched",
       "split": split,
       "pairs": len(pairs),
-      "score": e.model.calibration["scorer"],
+      "scorer": scorer,
       "negatives": f"{NUM_NEGATIVES} captions of other clips for each pair",
     }
     | e.exchanged(split),
     "pairs": pairs,
-    "worst": [
-      {
-        "id": pair["id"],
-        "text": pair["text"],
-        "confidence": pair["confidence"],
-        "matched": None if pair["matched"] < 0 else pair["matched"],
-        "thumbnail": e.strip(split, pair["record"]),
-      }
-      for pair in pairs[: e.options.worst]
-    ],
+    "worst": examples.worst_pairs(
+      pairs[: e.options.report_worst_pairs],
+      lambda record: e.strip(split, record),
+    ),
   }
 
 
-def judge(
-  pairs: list[dict[str, Any]], scores: dict[str, np.ndarray], score: str
+def compare_with_truth(
+  pairs: list[dict[str, Any]], outputs: dict[str, np.ndarray], scorer: str
 ) -> dict[str, Any]:
-  """Adds `score`, `confidence` and the single scores to `pairs`, and judges.
+  """Adds alignment scores and confidences to `pairs`, and evaluates them.
 
   Args:
-    pairs: P of them, with `matched`.
-    scores: from encode_clips.score_pairs, [P, 1 + K] each.
-    score: one of losses.calibration.SCORES.
+    pairs: P of them, with `matched`; see score.add_confidence.
+    outputs: from score.score_pairs, [P, 1 + K] each.
+    scorer: one of losses.calibration.SCORERS.
 
   Returns:
-    See evals.calibration.calibration_report; its metrics also say
-    `noise_rate_estimate` and the AUC of each single score.
+    See calibration_metrics.calibration_report; its metrics hold as well
+    `noise_rate_estimate` and the AUC of each single output.
   """
-  state, x = calibration_lib.observe(
-    calibration_lib.init_state(0), scores, score=score, decay=0.0
+  noise_rate = score.add_confidence(pairs, outputs, scorer)
+  confidence, x, matched = (
+    np.array([pair[name] for pair in pairs])
+    for name in ("confidence", "alignment_score", "matched")
   )
-  frozen = calibration_lib.freeze(state, score=score, noise_rate=None)
-  given = {name: values[:, 0] for name, values in scores.items()}
-  _, confidence = calibration_lib.frozen_confidence(frozen, given)
-  x, confidence = np.asarray(x), np.asarray(confidence)
-  for i, pair in enumerate(pairs):
-    pair |= {"score": float(x[i]), "confidence": float(confidence[i])}
-    pair |= {name: float(values[i]) for name, values in given.items()}
-  matched = np.array([pair["matched"] for pair in pairs], np.int8)
   result = calibration_metrics.calibration_report(confidence, x, matched)
-  known = result["metrics"]
-  if "auc" in known:
-    for name, values in given.items():
-      alone = calibration_metrics.calibration_report(
-        confidence, values, matched
-      )
-      known[f"auc_{name}"] = alone["metrics"]["auc"]
-  known["noise_rate_estimate"] = frozen["noise_rate"]
+  given = {f"auc_{name}": values[:, 0] for name, values in outputs.items()}
+  alone = calibration_metrics.truth_metrics(matched, confidence, given)
+  result["metrics"] |= {name: alone[name] for name in given if name in alone}
+  result["metrics"]["noise_rate_estimate"] = noise_rate
   return result
 
 

@@ -1,56 +1,164 @@
-"""A model run over a split of a prepared data set."""
+"""Encodes a split of a prepared data set: its clips and its captions.
 
-from collections.abc import Sequence
+Training does it on the run's devices, by all processes together; evaluation
+does it on one device, in several test views. Both open a `Split`, and hand the
+functions here an encoder that takes rows of a batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from calince_jax.data.input import batches as pipeline
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
-from calince_jax.errors import UserError
-from calince_jax.inference.model import VideoTextModel
+from calince_jax.data.records.reader import ClipReader
+from calince_jax.data.tokenizer import Tokenizer
 
 
-def encode_split(
-  model: VideoTextModel,
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A split that is opened once and encoded as often as wanted.
+
+  Attributes:
+    clips: its N records without their frames.
+    batches: of `eval_batches`, this process's rows.
+    text_ids: int32 [Q, L], of every caption of every clip, in order.
+    text_mask: bool [Q, L].
+    video_of_text: int [Q], the clip that each caption belongs to.
+    batch_size: of the global batch.
+    rows: int [b], the rows of the global batch that this process holds.
+    num_views: test views of each clip.
+  """
+
+  clips: list[dict[str, Any]]
+  batches: Iterable[Mapping[str, np.ndarray]]
+  text_ids: np.ndarray
+  text_mask: np.ndarray
+  video_of_text: np.ndarray
+  batch_size: int
+  rows: np.ndarray
+  num_views: int
+
+
+def open_split(
   reader: ClipReader,
+  tokenizer: Tokenizer,
   sampling: Sampling,
   *,
+  text_length: int,
   batch_size: int,
+  rows: np.ndarray | None = None,
   num_clips: int = 1,
   num_crops: int = 1,
-) -> dict[str, Any]:
-  """Encodes each clip of a split, averaged over its test views.
+) -> Split:
+  """Reads the captions of a split; nothing is decoded yet.
+
+  Args:
+    reader: of the split.
+    tokenizer: of the captions.
+    sampling: see Sampling.
+    text_length: L.
+    batch_size: clips and captions that are encoded at a time.
+    rows: see `Split`; None: all.
+    num_clips: test views along time.
+    num_crops: test views across the frame.
+  """
+  clips = [without_frames(reader, i) for i in range(len(reader))]
+  captions = [text for clip in clips for text in clip["texts"]]
+  ids, mask = tokenizer.encode(captions, text_length)
+  return Split(
+    clips=clips,
+    batches=pipeline.eval_batches(
+      reader,
+      sampling,
+      batch_size=batch_size,
+      rows=rows,
+      num_clips=num_clips,
+      num_crops=num_crops,
+    ),
+    text_ids=ids,
+    text_mask=mask,
+    video_of_text=np.repeat(
+      np.arange(len(clips)), [len(clip["texts"]) for clip in clips]
+    ),
+    batch_size=batch_size,
+    rows=np.arange(batch_size) if rows is None else rows,
+    num_views=num_clips * num_crops,
+  )
+
+
+def encode_videos(
+  split: Split, encode: Callable[[np.ndarray], Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+  """Encodes each clip; with several test views, the sum over the views.
+
+  Args:
+    split: see `open_split`.
+    encode: from the rows of this process, uint8 [b, T, S, S, 3], to arrays of
+      the global batch, [B, ...] each.
 
   Returns:
-    `embedding` float32 [N, D], the mean over views, normalised again;
-    `feature` float32 [N, width], before the projection, the mean over views;
-    `clips`, the N records without their frames.
+    Each of these arrays for the whole split, float32 [N, ...].
   """
+  N = len(split.clips)
   sums: dict[str, np.ndarray] = {}
-  batches = pipeline.eval_batches(
-    reader,
-    sampling,
-    batch_size=batch_size,
-    num_clips=num_clips,
-    num_crops=num_crops,
-  )
-  for batch in batches:
-    outputs = model.video_outputs(batch["video"])
-    real = batch["record"] >= 0
-    for name in ("embedding", "feature"):
-      value = np.asarray(outputs[name], np.float32)[real]
+  for step, batch in enumerate(split.batches):
+    outputs = encode(batch["video"])
+    place = step * split.batch_size + np.arange(split.batch_size)
+    real = place < N * split.num_views  # the last batch is filled up
+    clip = place[real] // split.num_views
+    # Each is fetched at once: independent programs that run side by side may
+    # meet in another order on another host, and then their collectives wait
+    # for ever.
+    for name, value in outputs.items():
+      value = np.asarray(value, np.float32)[real]
       if name not in sums:
-        sums[name] = np.zeros((len(reader), value.shape[1]), np.float32)
-      np.add.at(sums[name], batch["record"][real], value)
+        sums[name] = np.zeros((N, *value.shape[1:]), np.float32)
+      np.add.at(sums[name], clip, value)
+  return sums
+
+
+def encode_texts(
+  split: Split, encode: Callable[[np.ndarray, np.ndarray], Any]
+) -> np.ndarray:
+  """Encodes each caption of a split.
+
+  Args:
+    split: see `open_split`.
+    encode: from the rows of this process, int32 and bool [b, L], to the
+      embeddings of the global batch, [B, D].
+
+  Returns:
+    float32 [Q, D].
+  """
+  Q, parts = len(split.text_ids), []
+  for start in range(0, Q, split.batch_size):
+    # One shape, one compilation: the last caption is repeated.
+    chosen = np.minimum(start + split.rows, Q - 1)
+    embedding = encode(split.text_ids[chosen], split.text_mask[chosen])
+    parts.append(np.asarray(embedding, np.float32))  # at once, see above
+  return np.concatenate(parts)[:Q]
+
+
+def mean_over_views(
+  sums: Mapping[str, np.ndarray], num_views: int
+) -> dict[str, np.ndarray]:
+  """The mean over test views of what `encode_videos` returned.
+
+  Args:
+    sums: `embedding` float32 [N, D] and `feature` float32 [N, width].
+    num_views: that each is the sum of.
+
+  Returns:
+    `embedding`, normalised again, and `feature`.
+  """
   embedding = sums["embedding"]
   norm = np.linalg.norm(embedding, axis=1, keepdims=True)
   return {
     "embedding": embedding / np.maximum(norm, 1e-6),
-    "feature": sums["feature"] / (num_clips * num_crops),
-    "clips": [without_frames(reader, i) for i in range(len(reader))],
+    "feature": sums["feature"] / num_views,
   }
 
 
@@ -58,122 +166,3 @@ def without_frames(reader: ClipReader, index: int) -> dict[str, Any]:
   """A record but for its frames."""
   record = reader.read([index])[0]
   return {name: value for name, value in record.items() if name != "frames"}
-
-
-def encode_texts(
-  model: VideoTextModel, texts: Sequence[str], *, batch_size: int
-) -> np.ndarray:
-  """The texts' embeddings, float32 [Q, D]."""
-  parts = []
-  for start in range(0, len(texts), batch_size):
-    part = list(texts[start : start + batch_size])
-    # One shape, one compilation.
-    filled = part + part[-1:] * (batch_size - len(part))
-    parts.append(model.encode_text(filled)[: len(part)])
-  return np.concatenate(parts)
-
-
-def score_pairs(
-  model: VideoTextModel,
-  reader: ClipReader,
-  sampling: Sampling,
-  *,
-  batch_size: int,
-  num_negatives: int,
-  seed: int,
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-  """Scores each caption of each clip, and that clip with others' captions.
-
-  With two heads, the one that has not been trained on a pair of this index.
-
-  Args:
-    model: with or without a trained head.
-    reader: of the clips.
-    sampling: the middle view of each clip is taken.
-    batch_size: clips at a time, more than `num_negatives`.
-    num_negatives: K, captions of other clips, drawn uniformly, for each pair.
-    seed: of that draw.
-
-  Returns:
-    Of the P pairs, `record`, `pair_index`, `id`, `text`, `matched` (1, 0, -1);
-    and their scores: `cosine` and, of a trained head, `head`, float32
-    [P, 1 + K], the given caption first.
-
-  Raises:
-    UserError: no more than K clips, or no more than K in a batch.
-  """
-  K = num_negatives
-  if min(len(reader), batch_size) <= K:
-    raise UserError(
-      f"{K} captions of other clips are needed for each pair: use at least"
-      f" {K + 1} clips, and --batch_size={K + 1} or more"
-    )
-  # Neighbours in a data set are often alike; negatives must be any clips.
-  order = np.random.default_rng(seed).permutation(len(reader))
-  pairs, parts, before = [], [], None
-  batches = pipeline.eval_batches(
-    _Reordered(reader, order), sampling, batch_size=batch_size
-  )
-  for batch in batches:
-    video = model.video_outputs(batch["video"])
-    real = order[batch["record"][batch["record"] >= 0]]
-    clips = [without_frames(reader, i) | {"record": int(i)} for i in real]
-    for turn in range(max(len(clip["texts"]) for clip in clips)):
-      rows, scores, text = _score_turn(model, video, clips, turn, before, K)
-      pairs += rows
-      parts.append(scores)
-      before = text if turn == 0 and len(clips) > K else before
-  names = parts[0]
-  return pairs, {
-    name: np.concatenate([p[name] for p in parts]) for name in names
-  }
-
-
-class _Reordered:
-  """A reader whose clip i is clip order[i] of another."""
-
-  def __init__(self, reader: ClipReader, order: np.ndarray):
-    self._reader, self._order = reader, order
-
-  def __len__(self) -> int:
-    return len(self._reader)
-
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return self._reader.read(self._order[np.asarray(indices)])
-
-
-def _score_turn(model, video, clips, turn, before, K):
-  """The pairs of the clips' captions number `turn`, where there are so many.
-
-  The other captions are of this batch or, where it is too small, `before`.
-  """
-  texts = [clip["texts"][min(turn, len(clip["texts"]) - 1)] for clip in clips]
-  B, n = video["embedding"].shape[0], len(clips)
-  text = model.text_outputs(*model.tokenize(texts + texts[-1:] * (B - n)))
-  index = np.zeros(B, np.int32)
-  index[:n] = [
-    clip["pair_indices"][min(turn, len(clip["texts"]) - 1)] for clip in clips
-  ]
-  kept = [i for i, clip in enumerate(clips) if turn < len(clip["texts"])]
-  others = text if n > K else before
-  size = n if n > K else B
-  columns = []
-  for k in range(1 + K):
-    place = (np.arange(B) + k) % size
-    other = jax.tree.map(lambda x, i=place: x[i], others) if k else text
-    column = {"cosine": (video["embedding"] * other["embedding"]).sum(axis=-1)}
-    if model.calibration["trained"]:
-      column["head"] = model.held_out_logits(video, other, index)
-    columns.append(column)
-  scores = jax.tree.map(lambda *x: np.stack(x, axis=1)[kept], *columns)
-  rows = [
-    {
-      "record": clips[i]["record"],
-      "pair_index": clips[i]["pair_indices"][turn],
-      "id": clips[i]["id"],
-      "text": clips[i]["texts"][turn],
-      "matched": clips[i]["matched"][turn],
-    }
-    for i in kept
-  ]
-  return rows, scores, text

@@ -9,20 +9,21 @@ from etils import epath
 from calince_jax import config as config_lib
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
-from calince_jax.inference.model import TOKENIZER, VideoTextModel
+from calince_jax.inference.model import VideoTextModel
 from calince_jax.losses import calibration
 from calince_jax.runtime import checkpoint
 
 PARAMS = ("ema_params", "params")
+TOKENIZER = "tokenizer.model"  # in the run folder
 
 
 def open_run(
   workdir: str, *, step: int | None = None, params: str = "ema_params"
 ) -> tuple[VideoTextModel, int, dict[str, Any]]:
-  """The model of a run, the step it is of, and the run's configuration.
+  """The model of a run, its step, and the run's configuration.
 
   Args:
-    workdir: of the run.
+    workdir: the run folder.
     step: of the checkpoint; None for the latest.
     params: `ema_params`, the moving average, or `params`.
 
@@ -39,9 +40,9 @@ def open_run(
     jax.tree.map(jnp.asarray, saved[params]),
     tokenizer,
     {"trained": bool(objective.correspondence_weight)}
-    | calibration.freeze(
+    | calibration.inference_calibration(
       saved["calibration"],
-      score=objective.scorer,
+      scorer=objective.scorer,
       noise_rate=objective.noise_rate,
     ),
     config_lib.sampling(config),

@@ -4,10 +4,9 @@
     l_i  = 1/2 [ logsumexp_j S_ij + logsumexp_j S_ji ] - S_ii
     L    = sum_i w_i l_i / sum_i w_i,       w_i = stop_gradient(confidence_i)
 
-It is global-view mathematics: under `jax.jit` the arrays are the global batch,
-however many devices hold it, so `sum_i` is over the global batch. Only the
-anchor pair is weighted: a text that does not fit its own video is still a
-valid negative for the other videos.
+Under `jax.jit` the arrays are the global batch, on however many devices, so
+`sum_i` is over the global batch. Only the anchor pair is weighted: a text that
+does not describe its own video is still a valid negative for other videos.
 
 Source: our reading of the abstract of Cali-NCE (Zhao, Jiao, Xie, Lin, 2023);
 l_i is the symmetric InfoNCE of CLIP (Radford et al., 2021). docs/method.md
@@ -26,11 +25,14 @@ def similarity(
   return logit_scale * S
 
 
-def leave_out_repeats(S: jax.Array, pair_ids: jax.Array) -> jax.Array:
-  """S with -inf between different places that hold the same pair, [N, N].
+def mask_duplicate_pairs(S: jax.Array, pair_ids: jax.Array) -> jax.Array:
+  """S with -inf where i != j hold the same pair, float32 [N, N].
 
-  A pair that stands in the batch twice, `pair_ids` int32 [N], would be a false
-  negative of itself.
+  A duplicate pair would otherwise be a false negative of itself.
+
+  Args:
+    S: float32 [N, N].
+    pair_ids: int32 [N], equal where the pair is the same.
   """
   same = pair_ids[:, None] == pair_ids[None, :]
   return jnp.where(same & ~jnp.eye(len(S), dtype=bool), -jnp.inf, S)
@@ -60,8 +62,8 @@ def calibrated_nce(
   Args:
     video: [N, D], L2-normalised video embeddings, any float dtype.
     text: [N, D], L2-normalised text embeddings; text i was given with video i.
-    confidence: [N], >= 0: how far each pair is trusted. No gradient flows
-      into it. Only ratios matter; all 0 gives loss 0 and gradient 0.
+    confidence: [N], >= 0: the weight w of each pair. No gradient flows into
+      it. Only ratios matter; all 0 gives loss 0 and gradient 0.
     logit_scale: [], > 0, the inverse temperature.
 
   Returns:
@@ -69,7 +71,7 @@ def calibrated_nce(
     chance.
 
   Raises:
-    ValueError: the shapes do not belong together.
+    ValueError: the shapes do not agree.
   """
   if video.ndim != 2 or video.shape != text.shape:
     raise ValueError(

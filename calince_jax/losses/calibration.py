@@ -1,23 +1,24 @@
-"""From the score of a pair to the confidence in it.
+"""Computes each pair's confidence from its alignment score.
 
 The correspondence head sees each given pair once and K uniform negatives of
-its video, so with a fraction eta of given pairs mismatched its Bayes-optimal
-score is
+its video. With a fraction eta of the given pairs mismatched, its
+Bayes-optimal correspondence score is
 
     s* = a / (a + K),   a = (1 - eta) R + eta,   R = p(v, t) / (p(v) p(t))
 
-and the probability that the given pair is clean is
+and the probability that the given pair is matched is
 
     w = max(0, 1 - eta / a),      a = K s / (1 - s) = K exp(g).
 
-That is `posterior`: right as far as the head is. `density_ratio` reads a from
-what the scores of given pairs and of negatives are seen to be, see
-density_ratio.py, whatever the scale of the score; so the score may be the
-head's logit, the contrastive cosine, or both.
+`logit_posterior` computes w so, and is as good as the head is.
+`density_ratio.matched_posterior` estimates a from the histograms of alignment
+scores of given pairs and of negatives instead. It does not depend on the scale
+of the alignment score, so the scorer may be the head's logit, the contrastive
+cosine, or both.
 
-What is known of the scores lives in the training state: running moments of
-the negatives' scores, two histograms, and a memory of one confidence a pair.
-docs/method.md
+The training state holds the statistics of this: running moments of the
+negatives' raw scores, two histograms, and one averaged confidence for each
+pair. Formulas, sources and tests: docs/method.md
 """
 
 import math
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 
 from calince_jax.losses import density_ratio, moments, noise_robust
 
-KINDS = (
+CONFIDENCES = (
   "none",
   "score",
   "posterior",
@@ -36,7 +37,7 @@ KINDS = (
   "robust_xid",
   "oracle",
 )
-SCORES = ("head", "cosine", "both")
+SCORERS = ("head", "cosine", "both")
 
 
 def correspondence_loss(positive: jax.Array, negatives: jax.Array) -> jax.Array:
@@ -44,7 +45,7 @@ def correspondence_loss(positive: jax.Array, negatives: jax.Array) -> jax.Array:
 
   Args:
     positive: [N], the head's logit of each given pair.
-    negatives: [N, K], its logits of K negatives of each video; K may be 0.
+    negatives: [N, K], its logits for K negatives of each video; K may be 0.
   """
   positive = positive.astype(jnp.float32)
   negatives = negatives.astype(jnp.float32)
@@ -52,35 +53,57 @@ def correspondence_loss(positive: jax.Array, negatives: jax.Array) -> jax.Array:
 
 
 def base_rate_entropy(num_negatives: int) -> float:
-  """The correspondence loss of a head that knows only the base rate 1/(1+K).
+  """The correspondence loss, in nats, of a head that always says 1 / (1 + K).
 
-  A loss that stays here means a head that has learned nothing.
+  A head whose loss stays at this value has learned nothing.
   """
   K = num_negatives
   return math.log1p(K) + K * math.log1p(1 / K) if K else 0.0
 
 
-def posterior(
+def logit_posterior(
   logit: jax.Array, noise_rate: jax.Array | float, num_negatives: int
 ) -> jax.Array:
-  """max(0, 1 - eta / a), a = K exp(g): P(clean | v, t), float32, any shape."""
+  """P(matched | v, t) = max(0, 1 - eta / a), a = K exp(g), of the head's logit.
+
+  Args:
+    logit: g, of any shape and float dtype.
+    noise_rate: eta in [0, 1).
+    num_negatives: K >= 1, the negatives that the head is trained with.
+
+  Returns:
+    float32 in [0, 1], of the logit's shape.
+  """
   log_a = logit.astype(jnp.float32) + jnp.log(float(num_negatives))
   return jnp.clip(1.0 - noise_rate * jnp.exp(-log_a), 0.0, 1.0)
 
 
-def warm_up(
-  confidence: jax.Array, step: jax.Array, warmup_steps: int, ramp_steps: int
+def warmup_weight(
+  weight: jax.Array, step: jax.Array, warmup_steps: int, ramp_steps: int
 ) -> jax.Array:
-  """Blends from 1 to `confidence`: an untrained head calibrates nothing.
+  """1 during warm-up, then linearly to `weight`, because the head is untrained.
 
-  1 until `warmup_steps`, then linear over `ramp_steps`.
+  Args:
+    weight: float32, of any shape.
+    step: int32 [], steps done.
+    warmup_steps: how many steps the result stays 1.
+    ramp_steps: how many steps it then takes to reach `weight`.
   """
   blend = jnp.clip((step - warmup_steps + 1) / max(ramp_steps, 1), 0.0, 1.0)
-  return (1.0 - blend) + blend * confidence
+  return (1.0 - blend) + blend * weight
 
 
 def init_state(num_pairs: int) -> dict[str, Any]:
-  """Nothing known yet; the memory holds one number for each pair index."""
+  """The statistics before the first batch: all zeros.
+
+  Args:
+    num_pairs: every `pair_index` is below it.
+
+  Returns:
+    `moments` of the raw scores, `histograms` of the alignment scores, and
+    `memory`, see `update_memory`. The names of the leaves are those of
+    checkpoints.
+  """
   return {
     "moments": {
       name: moments.init_moments()
@@ -94,97 +117,109 @@ def init_state(num_pairs: int) -> dict[str, Any]:
   }
 
 
-def observe(
+def update_statistics(
   state: dict[str, Any],
-  scores: dict[str, jax.Array],
+  raw_scores: dict[str, jax.Array],
   *,
-  score: str,
+  scorer: str,
   decay: float,
 ) -> tuple[dict[str, Any], jax.Array]:
-  """Takes in a batch's scores; returns the state and each given pair's x.
+  """Adds a batch to the statistics and gives its pairs' alignment scores x.
 
-  x is the score in deviations of the negatives' from their mean, of the
-  running moments; `both` is (x_head + x_cosine) / sqrt(2).
+  A raw score is standardised by the running mean and standard deviation of the
+  negatives' raw scores. x is that, for one scorer, or
+  (x_head + x_cosine) / sqrt(2) for `both`.
 
   Args:
     state: see `init_state`.
-    scores: `cosine` [N, 1 + K] and, where there is a head, `head`, its logits:
-      the given pair first, then its video's K negatives.
-    score: one of SCORES.
-    decay: in [0, 1); each older batch counts so much less.
+    raw_scores: `cosine` [N, 1 + K] and, where there is a head, `head`, its
+      logits, both float32: first the given pair, then its video's K negatives.
+    scorer: one of SCORERS.
+    decay: in [0, 1); the weight of all older batches is multiplied by it.
 
   Returns:
-    The new state; and x, float32 [N], without gradient.
+    The new state; and x of the given pairs, float32 [N], without gradient.
   """
-  known = dict(state["moments"])
-  known["given_cosine"] = moments.update_moments(
-    known["given_cosine"], scores["cosine"][:, 0], decay
+  running = dict(state["moments"])
+  running["given_cosine"] = moments.update_moments(
+    running["given_cosine"], raw_scores["cosine"][:, 0], decay
   )
-  for name, values in scores.items():
+  for name, values in raw_scores.items():
     if values.shape[1] > 1:
-      known[name] = moments.update_moments(known[name], values[:, 1:], decay)
-  x = standardise(known, scores, score=score)
+      running[name] = moments.update_moments(
+        running[name], values[:, 1:], decay
+      )
+  standardised = {
+    name: moments.standardise(running[name], values)
+    for name, values in raw_scores.items()
+  }
+  x = _alignment_score(standardised, scorer)
   histograms = density_ratio.update_histograms(
     state["histograms"], x[:, 0], x[:, 1:], decay
   )
-  return state | {"moments": known, "histograms": histograms}, x[:, 0]
+  return state | {"moments": running, "histograms": histograms}, x[:, 0]
 
 
-def standardise(
-  known: dict[str, Any], scores: dict[str, jax.Array], *, score: str
-) -> jax.Array:
-  """x of scores of any shape, by the moments of the negatives; float32."""
-  x = {
-    name: moments.standardise(known[name], values)
-    for name, values in scores.items()
-  }
-  return (
-    (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
-  )
+def _alignment_score(standardised, scorer):
+  """x from the standardised raw scores `head` and `cosine`."""
+  if scorer == "both":
+    return (standardised["head"] + standardised["cosine"]) / math.sqrt(2)
+  return standardised[scorer]
 
 
-def freeze(
-  state: dict[str, Any], *, score: str, noise_rate: float | None
+def inference_calibration(
+  state: dict[str, Any], *, scorer: str, noise_rate: float | None
 ) -> dict[str, Any]:
-  """What gives new pairs their confidence, as plain numbers for a JSON file.
+  """The numbers that give new pairs their confidence, for a JSON file.
 
   Args:
-    state: from `observe`.
-    score: one of SCORES.
-    noise_rate: eta; None for the estimate.
+    state: from `update_statistics`.
+    scorer: one of SCORERS.
+    noise_rate: eta in [0, 1); None for the estimate.
 
   Returns:
-    `scorer`; `noise_rate`; `head` and `cosine`, the negatives' [mean,
-    deviation]; `posterior`, P(clean) in the density_ratio.BINS bins of x.
+    `scorer`; `noise_rate`; `head` and `cosine`, each [mean,
+    standard deviation] of the negatives' raw scores; and `posterior`,
+    P(matched | x) at the centres of the density_ratio.BINS bins. The names are
+    those of exported models.
   """
   if noise_rate is None:
     noise_rate = density_ratio.estimate_noise_rate(state["histograms"])
-  frozen = {
+  mean_and_std = {
     name: [float(x) for x in moments.mean_and_std(state["moments"][name])]
     for name in ("head", "cosine")
   }
-  centres = density_ratio.bin_centres()
-  w = density_ratio.posterior(state["histograms"], noise_rate, centres)
-  return frozen | {
-    "scorer": score,
+  posterior = density_ratio.matched_posterior(
+    state["histograms"], noise_rate, density_ratio.bin_centres()
+  )
+  return mean_and_std | {
+    "scorer": scorer,
     "noise_rate": float(noise_rate),
-    "posterior": [float(p) for p in w],
+    "posterior": [float(p) for p in posterior],
   }
 
 
-def frozen_confidence(
-  frozen: dict[str, Any], scores: dict[str, jax.Array]
+def inference_confidence(
+  calibration: dict[str, Any], raw_scores: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-  """x and P(clean), float32, of scores of any shape; see `freeze`."""
-  x = {
-    name: (values - frozen[name][0])
-    / max(frozen[name][1], moments.SMALLEST_STD)
-    for name, values in scores.items()
+  """The alignment scores x of new pairs, and their P(matched | x).
+
+  Args:
+    calibration: from `inference_calibration`.
+    raw_scores: `cosine` and, where the scorer needs it, `head`; float32 of one
+      shape, whatever it is.
+
+  Returns:
+    x and the confidence in [0, 1], float32 of that shape.
+  """
+  standardised = {
+    name: (values - calibration[name][0])
+    / max(calibration[name][1], moments.SMALLEST_STD)
+    for name, values in raw_scores.items()
   }
-  score = frozen["scorer"]
-  x = (x["head"] + x["cosine"]) / math.sqrt(2) if score == "both" else x[score]
-  p = jnp.asarray(frozen["posterior"], jnp.float32)
-  return x, jnp.interp(x, density_ratio.bin_centres(), p)
+  x = _alignment_score(standardised, calibration["scorer"])
+  posterior = jnp.asarray(calibration["posterior"], jnp.float32)
+  return x, jnp.interp(x, density_ratio.bin_centres(), posterior)
 
 
 def confidence(
@@ -192,68 +227,73 @@ def confidence(
   state: dict[str, Any],
   *,
   x: jax.Array,
-  scores: dict[str, jax.Array],
+  raw_scores: dict[str, jax.Array],
   matched: jax.Array,
   noise_rate: jax.Array | float,
   num_negatives: int,
 ) -> jax.Array:
-  """How far each given pair is trusted, float32 [N] in [0, 1]; no gradient.
+  """The confidence in each given pair, float32 [N] in [0, 1]; no gradient.
 
   Args:
-    kind: `none` (1), `score` (sigmoid(g)), `posterior`, `density_ratio` (see
-      above), `robust_xid` (noise_robust.py), or `oracle`: 0 where a pair is
-      known to be mismatched, which only studies know.
-    state: from `observe`.
-    x: [N], from `observe`.
-    scores: as for `observe`.
-    matched: int8 [N], 1, 0, or -1 for unknown.
+    kind: one of CONFIDENCES: `none` (always 1); `score`, the correspondence
+      score sigmoid(g); `posterior`, `logit_posterior`; `density_ratio`,
+      `density_ratio.matched_posterior`; `robust_xid`, see noise_robust.py; or
+      `oracle`, 0 where a pair is known to be mismatched (for studies only).
+    state: from `update_statistics`.
+    x: float32 [N], alignment scores, from `update_statistics`.
+    raw_scores: as for `update_statistics`.
+    matched: int8 [N]: 1 matched, 0 mismatched, -1 unknown.
     noise_rate: eta in [0, 1).
-    num_negatives: K, the number of negatives that the head trains with.
+    num_negatives: K >= 1, the negatives that the head is trained with.
 
   Raises:
     ValueError: unknown kind.
   """
-  scores = jax.lax.stop_gradient(scores)
+  raw_scores = jax.lax.stop_gradient(raw_scores)
   if kind == "none":
     return jnp.ones_like(x)
   if kind == "score":
-    return jax.nn.sigmoid(scores["head"][:, 0])
+    return jax.nn.sigmoid(raw_scores["head"][:, 0])
   if kind == "posterior":
-    return posterior(scores["head"][:, 0], noise_rate, num_negatives)
+    return logit_posterior(raw_scores["head"][:, 0], noise_rate, num_negatives)
   if kind == "density_ratio":
-    return density_ratio.posterior(state["histograms"], noise_rate, x)
+    return density_ratio.matched_posterior(state["histograms"], noise_rate, x)
   if kind == "oracle":
     return (matched != 0).astype(jnp.float32)
   if kind == "robust_xid":
     mean, std = moments.mean_and_std(state["moments"]["given_cosine"])
     return noise_robust.robust_xid_weights(
-      scores["cosine"][:, 0], mean, std, delta=0.0, kappa=0.5, w_min=0.25
+      raw_scores["cosine"][:, 0], mean, std, delta=0.0, kappa=0.5, w_min=0.25
     )
-  raise ValueError(f"kind={kind!r} is unknown; choose one of {list(KINDS)}")
+  raise ValueError(
+    f"kind={kind!r} is unknown; choose one of {list(CONFIDENCES)}"
+  )
 
 
-def remember(
+def update_memory(
   memory: dict[str, jax.Array],
   pair_index: jax.Array,
   confidence: jax.Array,
   decay: float,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-  """Averages the confidence of each pair over its visits.
+  """Averages each pair's confidence over the batches in which it occurred.
 
-  A running mean over the first 1 / (1 - decay) visits, exponential after.
+  The plain mean over its first 1 / (1 - decay) batches, then an exponential
+  moving average.
 
   Args:
-    memory: `confidence` and `visits`, float32 [num_pairs].
+    memory: for each pair its averaged `confidence` and `visits`, the number of
+      batches in which it occurred; float32 [num_pairs].
     pair_index: int32 [N], below num_pairs.
-    confidence: float32 [N], of this visit.
-    decay: in [0, 1); 0 keeps the last visit alone.
+    confidence: float32 [N], in this batch.
+    decay: in [0, 1); 0 keeps the latest confidence only.
 
   Returns:
-    The memory after this visit, and the averages, float32 [N].
+    The new memory; and the averages of this batch's pairs, float32 [N].
   """
   visits = memory["visits"][pair_index]
-  keep = jnp.minimum(decay, visits / (visits + 1.0))
-  average = keep * memory["confidence"][pair_index] + (1 - keep) * confidence
+  old = jnp.minimum(decay, visits / (visits + 1.0))
+  average = old * memory["confidence"][pair_index] + (1 - old) * confidence
   return {
     "confidence": memory["confidence"].at[pair_index].set(average),
     "visits": memory["visits"].at[pair_index].add(1.0),
@@ -261,5 +301,5 @@ def remember(
 
 
 def effective_sample_size(weights: jax.Array) -> jax.Array:
-  """(sum w)^2 / sum w^2, in [0, N]: how many pairs the loss rests on."""
+  """(sum w)^2 / sum w^2, in [0, N], of weights [N]: Kish's sample size."""
   return weights.sum() ** 2 / jnp.maximum((weights**2).sum(), 1e-12)

@@ -1,39 +1,40 @@
-"""Given pairs against mismatched ones: noise rate and posterior from scores.
+"""Estimates noise rate and P(matched | x) from histograms of alignment scores.
 
-A mismatched pair is distributed as a uniform negative, whose score is seen K
-times for each given pair. So the scores x of the given pairs are a mixture
+A mismatched pair is distributed like a uniform negative, of which there are K
+for each given pair. So the alignment scores x of the given pairs are a mixture
 
-    f_given(x) = (1 - eta) f_clean(x) + eta f_negative(x)
+    f_given(x) = (1 - eta) f_matched(x) + eta f_negative(x)
 
 and with r(x) = f_negative(x) / f_given(x)
 
-    P(clean | x) = 1 - eta r(x),      eta <= 1 / sup_x r(x).
+    P(matched | x) = 1 - eta r(x),      eta <= 1 / sup_x r(x).
 
-r is estimated from two running histograms under one assumption, that it does
-not increase with x: a higher score never speaks for a mismatch. This is
-isotonic regression (Barlow et al., 1972; here by its min-max formula), and the
-posterior is calibrated whatever the score's own scale is. The bound on eta
-(mixture proportion estimation: Blanchard, Lee and Scott, JMLR 2010) is tight
-where low scores hold no clean pair. docs/method.md
+r is estimated from two running histograms under one assumption: it does not
+increase with x, so a higher alignment score never makes a mismatch more
+likely. This is isotonic regression (Barlow et al., 1972; here by its min-max
+formula). The posterior is calibrated whatever the scale of x is. The bound on
+eta (mixture proportion estimation: Blanchard, Lee and Scott, JMLR 2010) is
+tight if no matched pair has a low alignment score. docs/method.md
 """
 
 import jax
 import jax.numpy as jnp
 
-# Scores are standardised by the negatives' mean and deviation, so negatives
-# lie about 0 and clean pairs above; beyond the edges, the outermost bins.
+# Alignment scores are standardised by the negatives' mean and standard
+# deviation, so negatives lie around 0 and matched pairs above. Values outside
+# the range are counted in the outermost bins.
 RANGE = (-6.0, 18.0)
 BINS = 128
-# The noise rate is read only where this share of the negatives lies below: in
-# the far tail it is a quotient of two small counts.
+# The noise rate is estimated only where at least this share of the negatives
+# lies below x: further out it would be a quotient of two small counts.
 SMALLEST_TAIL = 0.2
-# An untrained scorer cannot tell the two distributions apart and the estimate
-# is near 1, which would trust no pair at all.
+# An untrained scorer cannot tell the two distributions apart. The estimate
+# then is near 1, and every pair's confidence would be 0.
 LARGEST_NOISE_RATE = 0.9
 
 
 def init_histograms() -> dict[str, jax.Array]:
-  """The running histograms of standardised scores, float32 [BINS], empty."""
+  """Empty histograms of the alignment scores: two float32 [BINS]."""
   empty = jnp.zeros((BINS,), jnp.float32)
   return {"given": empty, "negative": empty}
 
@@ -44,9 +45,13 @@ def update_histograms(
   negatives: jax.Array,
   decay: float,
 ) -> dict[str, jax.Array]:
-  """Adds a batch's scores, any shape; each older batch counts `decay` less.
+  """Adds the alignment scores of a global batch.
 
-  The counts are per pair, given or negative, of the global batch.
+  Args:
+    histograms: `given` and `negative`, float32 [BINS].
+    given: x of the given pairs, of any shape and float dtype; no gradient.
+    negatives: x of the negatives, likewise; each counts as one.
+    decay: in [0, 1]; the counts of all older batches are multiplied by it.
   """
   return {
     "given": decay * histograms["given"] + _counts(given),
@@ -55,9 +60,9 @@ def update_histograms(
 
 
 def estimate_noise_rate(histograms: dict[str, jax.Array]) -> jax.Array:
-  """inf_x F_given(x) / F_negative(x), float32 [] in [0, 0.9].
+  """eta = inf_x F_given(x) / F_negative(x), float32 [] in [0, 0.9].
 
-  0.9, the cap, while the histograms are empty or cannot be told apart.
+  0.9, the cap, while the histograms are empty or alike.
   """
   F_given = jnp.cumsum(_density(histograms["given"]))
   F_negative = jnp.cumsum(_density(histograms["negative"]))
@@ -67,12 +72,12 @@ def estimate_noise_rate(histograms: dict[str, jax.Array]) -> jax.Array:
 
 
 def ratio(histograms: dict[str, jax.Array]) -> jax.Array:
-  """r = f_negative / f_given of each bin, float32 [BINS], not increasing.
+  """r = f_negative / f_given in each bin, float32 [BINS], not increasing.
 
     r_i = min_{j <= i} max_{k >= i} negative(j..k) / given(j..k)
 
-  with the mass of the bins j to k. 1 everywhere while there is nothing to
-  compare.
+  where (j..k) is the share of a histogram in the bins j to k. 1 in every bin
+  while the histograms are empty.
   """
   G = jnp.cumsum(_density(histograms["given"]))
   N = jnp.cumsum(_density(histograms["negative"]))
@@ -80,7 +85,7 @@ def ratio(histograms: dict[str, jax.Array]) -> jax.Array:
   def mass(F):  # [j, k]
     return F[None, :] - jnp.pad(F, (1, 0))[:-1, None]
 
-  # Less than one pair in a million decides nothing.
+  # A share of less than one pair in a million has no influence.
   average = (mass(N) + 1e-7) / (mass(G) + 1e-7)
   j_to_k = jnp.tri(BINS, dtype=bool).T
   largest = jax.lax.cummax(
@@ -89,18 +94,27 @@ def ratio(histograms: dict[str, jax.Array]) -> jax.Array:
   return jnp.where(j_to_k, largest, jnp.inf).min(axis=0)
 
 
-def posterior(
+def matched_posterior(
   histograms: dict[str, jax.Array],
   noise_rate: jax.Array | float,
-  score: jax.Array,
+  x: jax.Array,
 ) -> jax.Array:
-  """P(clean | x) = 1 - eta r(x), float32 in [0, 1], of scores of any shape."""
+  """P(matched | x) = 1 - eta r(x), interpolated between the bins' centres.
+
+  Args:
+    histograms: see `update_histograms`.
+    noise_rate: eta in [0, 1).
+    x: alignment scores of any shape; no gradient flows into them.
+
+  Returns:
+    float32 in [0, 1], of the shape of x.
+  """
   w = jnp.clip(1.0 - noise_rate * ratio(histograms), 0.0, 1.0)
-  return jnp.interp(jax.lax.stop_gradient(score), bin_centres(), w)
+  return jnp.interp(jax.lax.stop_gradient(x), bin_centres(), w)
 
 
 def bin_centres() -> jax.Array:
-  """The scores in the middle of the bins, float32 [BINS]."""
+  """The alignment scores at the centres of the bins, float32 [BINS]."""
   low, high = RANGE
   return low + (high - low) / BINS * (jnp.arange(BINS) + 0.5)
 
@@ -109,13 +123,10 @@ def _density(counts):
   return counts / jnp.maximum(counts.sum(), 1e-6)
 
 
-def _place(scores):
-  """In bins, as a real number."""
+def _counts(x):
+  """How many of the alignment scores lie in each bin, float32 [BINS]."""
   low, high = RANGE
-  scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
-  return (scores - low) / (high - low) * BINS
-
-
-def _counts(scores):
-  place = jnp.clip(_place(scores), 0, BINS - 1).astype(jnp.int32)
-  return jnp.zeros((BINS,), jnp.float32).at[place.reshape(-1)].add(1.0)
+  x = jax.lax.stop_gradient(x).astype(jnp.float32)
+  position = (x - low) / (high - low) * BINS
+  bins = jnp.clip(position, 0, BINS - 1).astype(jnp.int32)
+  return jnp.zeros((BINS,), jnp.float32).at[bins.reshape(-1)].add(1.0)

@@ -1,13 +1,13 @@
-"""A tile of similarities on a GPU, without writing it to memory: two kernels.
+"""Two GPU kernels for a tile of similarities, which is never written to memory.
 
     reduce_tile     the sums of a tile's rows and columns
     gradient_tile   dL/dS of a tile, from the sums of the whole
 
-Each program makes one block of S in registers and uses it there; forward
-nothing as large as the tile leaves the chip, backward dL/dS alone, in the type
-that its two products are computed in. They are Pallas kernels for Triton, what
-`Tiling.kernel` of tiled_nce.py may be, and import nothing of the project. Off a
-GPU they are interpreted, slowly: for tests.
+Each program computes one block of S in registers and uses it there. In the
+forward pass nothing as large as the tile leaves the chip; in the backward pass
+only dL/dS does, in the dtype of the two matrix products that follow. They are
+Pallas kernels for Triton, for `Tiling.kernel` of tiled_nce.py, and import
+nothing of the project. Without a GPU they are interpreted, slowly, for tests.
 """
 
 import functools
@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-BLOCK = 64  # pairs: tiles are cut into BLOCK x BLOCK
-DEPTH = 64  # of the embedding, at a time
+BLOCK = 64  # pairs: a tile is cut into blocks of BLOCK x BLOCK
+DEPTH = 64  # dimensions of the embedding that are multiplied at a time
 
 
 def check(side: int, depth: int) -> None:
-  """ValueError unless a tile of `side` pairs of `depth` numbers can be cut."""
+  """ValueError unless the kernel can cut a tile of [side, depth] embeddings."""
   if side % BLOCK or depth % DEPTH:
     raise ValueError(
       f"the kernel needs tiles of a multiple of {BLOCK} pairs and embeddings of"
@@ -37,19 +37,22 @@ def reduce_tile(
   bias: jax.Array,
   reduction: str,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-  """The largest and the sum of each row, and of each column, of a tile.
+  """The maximum and the sum of each row, and of each column, of a tile.
 
-  S_ij = scale <video_i, text_j> + bias; what has equal ids is left out.
+  S_ij = scale <video_i, text_j> + bias, left out where the ids are equal.
 
   Args:
-    videos: [T, D] float32 or bfloat16, and their ids, int32 [T].
-    texts: [T, D] and ids.
+    videos: embeddings [T, D], float32 or bfloat16, and ids, int32 [T].
+    texts: likewise.
     scale: float32 [].
     bias: float32 [].
-    reduction: `logsumexp`, the sum is of exp(S - largest), or `softplus`.
+    reduction: `logsumexp`, the sum of exp(S - maximum), or `softplus`.
 
   Returns:
-    (largest, sum) of rows and of columns, float32 [T] each.
+    (maximum, sum) of the rows and of the columns, float32 [T] each.
+
+  Raises:
+    ValueError: see `check`.
   """
   T = len(videos[0])
   check(T, videos[0].shape[1])
@@ -58,7 +61,7 @@ def reduce_tile(
   by_column = jax.ShapeDtypeStruct((count, T), jnp.float32)
   row = pl.BlockSpec((BLOCK, 1), lambda i, j: (i, j))
   column = pl.BlockSpec((1, BLOCK), lambda i, j: (i, j))
-  found = _call(
+  blocks = _call(
     functools.partial(_reduce_block, reduction=reduction),
     count,
     (by_row, by_row, by_column, by_column),
@@ -66,7 +69,7 @@ def reduce_tile(
     [],
   )(*_arguments(videos, texts, scale, bias))
 
-  def join(largest, total, axis):  # of the blocks
+  def join(largest, total, axis):  # over the blocks
     if reduction == "softplus":
       return largest.max(axis=axis), total.sum(axis=axis)
     top = largest.max(axis=axis, keepdims=True)
@@ -74,7 +77,7 @@ def reduce_tile(
     total = (total * jnp.exp(largest - shift)).sum(axis=axis)
     return jnp.squeeze(top, axis), total
 
-  return join(*found[:2], 1), join(*found[2:], 0)
+  return join(*blocks[:2], 1), join(*blocks[2:], 0)
 
 
 def gradient_tile(
@@ -86,16 +89,19 @@ def gradient_tile(
   columns: tuple[jax.Array, jax.Array],
   reduction: str,
 ) -> jax.Array:
-  """dL/dS of a tile, [T, T] in the type of the embeddings.
+  """dL/dS of a tile, [T, T] in the dtype of the embeddings.
 
   Args:
     videos: see `reduce_tile`.
     texts: see `reduce_tile`.
     scale: see `reduce_tile`.
     bias: see `reduce_tile`.
-    rows: R and dL/dR, float32 [T]: the sums over the whole rows, finite.
+    rows: R, the finite sums over whole rows of S, and dL/dR; float32 [T].
     columns: C and dL/dC, likewise.
     reduction: see `reduce_tile`.
+
+  Raises:
+    ValueError: see `check`.
   """
   T, dtype = len(videos[0]), videos[0].dtype
   check(T, videos[0].shape[1])
@@ -148,7 +154,7 @@ def _call(kernel, count, out_shape, out_specs, more_specs):
 
 
 def _similarities(video, v_ids, text, t_ids, scale, bias):
-  """A block of S, float32 [BLOCK, BLOCK]; -inf where it is left out."""
+  """A block of S, float32 [BLOCK, BLOCK]; -inf where left out."""
   full = video.dtype == jnp.float32
 
   def part(k, S):

@@ -1,15 +1,14 @@
-"""The neighbours: losses of others for contrastive learning from noisy pairs.
+"""Published losses for contrastive learning from noisy pairs, for comparison.
 
     S_ij  = logit_scale * <video_i, text_j>,      d_i = S_ii
     log Z = logsumexp_j S_ij  (video -> text)  or  logsumexp_j S_ji
     log p = d - log Z,        InfoNCE = -log p
 
-Each function gives one loss for each pair, float32 [N] in nats, the mean of
-both directions, from S float32 [N, N]; `weighted_mean` of calibrated_nce.py
-makes the batch's loss of them. It is global-view mathematics: under `jax.jit`
-the N pairs are the global batch. `NAME_of` are the losses that need no more of
-S than d and log Z, so that S need not be there (tiled_nce.py). Row by row with
-their sources: docs/method.md
+Each function computes one loss for each pair, float32 [N] in nats, the mean of
+both directions, from S float32 [N, N]. `weighted_mean` of calibrated_nce.py
+makes them the batch's loss. Under `jax.jit` the N pairs are the global batch.
+A loss that needs only d and log Z is also there as `NAME_from_...`, for S in
+tiles (tiled_nce.py). Formulas, sources and tests: docs/method.md
 """
 
 import math
@@ -35,53 +34,54 @@ def rince(S: jax.Array, *, q: float, lam: float) -> jax.Array:
     q: in (0, 1].
     lam: > 0, the weight of Z.
   """
-  return rince_of(jnp.diagonal(S), _log_Z(S), q=q, lam=lam)
+  return rince_from_log_z(jnp.diagonal(S), _log_Z(S), q=q, lam=lam)
 
 
-def rince_of(
+def rince_from_log_z(
   d: jax.Array, log_Z: jax.Array, *, q: float, lam: float
 ) -> jax.Array:
-  """`rince` of what it needs of S: d float32 [N] and log Z [2, N]."""
+  """`rince` from d, float32 [N], and log Z, float32 [2, N]."""
   positive = q * d  # [N]
   everything = q * (math.log(lam) + log_Z)  # [2, N]
-  # The ones of the two expm1 cancel; without them so would the digits.
+  # The ones of the two expm1 cancel; exp would lose the digits below them.
   return ((jnp.expm1(everything) - jnp.expm1(positive)) / q).mean(axis=0)
 
 
 def gce(S: jax.Array, *, q: float) -> jax.Array:
   """(1 - p^q) / q, float32 [N] in [0, 1/q]; q -> 0 gives InfoNCE.
 
-  The generalised cross entropy (Zhang and Sabuncu, NeurIPS 2018), whose
-  classes are the batch's other sides. q in (0, 1]; 1 is the robust 1 - p.
+  The generalised cross entropy (Zhang and Sabuncu, NeurIPS 2018); the classes
+  of a video are the batch's texts, and vice versa. q in (0, 1]; q = 1 is the
+  robust 1 - p.
   """
-  return gce_of(_log_p(S), q=q)
+  return gce_from_log_p(_log_p(S), q=q)
 
 
-def gce_of(log_p: jax.Array, *, q: float) -> jax.Array:
-  """`gce` of log p, float32 [2, N]."""
+def gce_from_log_p(log_p: jax.Array, *, q: float) -> jax.Array:
+  """`gce` from log p, float32 [2, N]."""
   return (-jnp.expm1(q * log_p) / q).mean(axis=0)
 
 
 def mixture(S: jax.Array, *, pi: float) -> jax.Array:
   """-log(pi p + (1 - pi)/N), float32 [N]; pi = 1 gives InfoNCE.
 
-  A pair is clean with probability pi, else its text is any of the N. The
+  A pair is matched with probability pi, else its text is any of the N. The
   gradient is InfoNCE's times the responsibility pi p / (pi p + (1 - pi)/N).
   The finite mixture with a uniform component: a textbook form.
 
   Args:
     S: float32 [N, N].
-    pi: in (0, 1], the share of clean pairs.
+    pi: in (0, 1], the share of matched pairs.
   """
-  return mixture_of(_log_p(S), pi=pi)
+  return mixture_from_log_p(_log_p(S), pi=pi)
 
 
-def mixture_of(log_p: jax.Array, *, pi: float) -> jax.Array:
-  """`mixture` of log p, float32 [2, N]."""
-  clean = math.log(pi) + log_p  # [2, N]
+def mixture_from_log_p(log_p: jax.Array, *, pi: float) -> jax.Array:
+  """`mixture` from log p, float32 [2, N]."""
+  matched = math.log(pi) + log_p  # [2, N]
   # -inf where pi = 1
   mismatched = jnp.log1p(-pi) - math.log(log_p.shape[1])
-  return -jnp.logaddexp(clean, mismatched).mean(axis=0)
+  return -jnp.logaddexp(matched, mismatched).mean(axis=0)
 
 
 def albef(S: jax.Array, S_momentum: jax.Array, *, alpha: float) -> jax.Array:
@@ -92,7 +92,8 @@ def albef(S: jax.Array, S_momentum: jax.Array, *, alpha: float) -> jax.Array:
 
   Args:
     S: float32 [N, N].
-    S_momentum: float32 [N, N], of the averaged model; takes no gradient.
+    S_momentum: float32 [N, N], of the averaged model; no gradient flows into
+      it.
     alpha: in [0, 1].
   """
   return _soft_cross_entropy(S, S_momentum, alpha)
@@ -101,15 +102,15 @@ def albef(S: jax.Array, S_momentum: jax.Array, *, alpha: float) -> jax.Array:
 def norton(S: jax.Array, *, beta: float, iterations: int) -> jax.Array:
   """-sum_j [(1 - beta) I + beta Sinkhorn(S)]_ij log p_ij.
 
-  float32 [N], >= 0; beta = 0 gives InfoNCE. The plan takes no gradient; for
-  text -> video its columns are normalised once more. Faulty negatives found by
-  optimal transport in the batch (the clip-level loss of Norton, Lin et al.,
-  ICLR 2024).
+  float32 [N], >= 0; beta = 0 gives InfoNCE. No gradient flows into the plan;
+  for text -> video its columns are normalised once more. Optimal transport
+  within the batch detects faulty negatives (the clip-level loss of Norton, Lin
+  et al., ICLR 2024).
 
   Args:
     S: float32 [N, N].
     beta: in [0, 1].
-    iterations: of Sinkhorn's, >= 0; 0 leaves the softmax.
+    iterations: of `sinkhorn`, >= 0; 0 gives the softmax.
   """
   log_plan = sinkhorn(jax.lax.stop_gradient(S), iterations)
   return _soft_cross_entropy(S, log_plan, beta)
@@ -118,14 +119,14 @@ def norton(S: jax.Array, *, beta: float, iterations: int) -> jax.Array:
 def sinkhorn(S: jax.Array, iterations: int) -> jax.Array:
   """log of the plan diag(exp u) exp(S) diag(exp v), float32 [N, N].
 
-  Its rows sum to 1, and its columns too once it has converged: N times the
-  entropic transport plan between uniform marginals at cost -S and
+  Its rows sum to 1, and so do its columns once it has converged. It is N times
+  the entropic transport plan between uniform marginals with cost -S and
   regularisation 1 (Sinkhorn, 1964; Cuturi, NeurIPS 2013).
 
   Args:
     S: float32 [N, N].
-    iterations: how often rows and columns are normalised, before the last
-      normalisation of the rows.
+    iterations: how often rows and columns are normalised, before the rows are
+      normalised once more.
   """
 
   def normalise(_, v):
@@ -141,8 +142,8 @@ def siglip(S: jax.Array) -> jax.Array:
   """1/2 sum_j -[log sigmoid(y_ij S_ij) + log sigmoid(y_ji S_ji)], float32 [N].
 
   y is 1 on the diagonal and -1 elsewhere, so the mean over i is
-  -(1/N) sum_ij log sigmoid(y_ij S_ij). Here S = t cos + b, a logit of its own:
-  the bias is in S. SigLIP (Zhai et al., ICCV 2023).
+  -(1/N) sum_ij log sigmoid(y_ij S_ij). Here S = t cos + b: it includes the
+  bias b. SigLIP (Zhai et al., ICCV 2023).
   """
   y = 2.0 * jnp.eye(S.shape[0]) - 1.0
   nats = jax.nn.softplus(-y * S)  # [N, N]
@@ -152,11 +153,11 @@ def siglip(S: jax.Array) -> jax.Array:
 def mil_nce(S: jax.Array, positives: jax.Array, *, variant: str) -> jax.Array:
   """-log [ sum_P e^S / (c sum_P e^S + sum_N e^S) ], float32 [N].
 
-  P and N part the entries of row i and column i: those whose text belongs to
-  the video, and the others; the entry (i, i) counts once. `paper` has c = 1.
-  `released`, as the published code, joins row and column with the positives
-  in both: c = 2, so that the loss never falls below log 2. Both directions are
-  in the sums. MIL-NCE (Miech et al., CVPR 2020).
+  P and N are the entries of row i and column i whose text belongs to the video,
+  and the others; the entry (i, i) counts once. `paper` has c = 1. `released`,
+  like the published code, counts the positives in the row and in the column of
+  the denominator: c = 2, so that the loss never falls below log 2. The sums
+  cover both directions. MIL-NCE (Miech et al., CVPR 2020).
 
   Args:
     S: float32 [N, N].
@@ -196,11 +197,11 @@ def robust_xid_weights(
 
   Args:
     cosine: float32 [N], of each given pair; no gradient flows into it.
-    mean: mu, [], of the pairs' cosines; see moments.py.
-    std: sigma, [], >= 0, likewise; below 1e-6 it counts as 1e-6.
-    delta: moves the threshold, in sigmas.
+    mean: mu, [], of the given pairs' cosines; see moments.py.
+    std: sigma, [], >= 0, likewise; at least 1e-6 is used.
+    delta: shift of the threshold, in sigmas.
     kappa: > 0, the softness.
-    w_min: in [0, 1], the least weight.
+    w_min: in [0, 1], the smallest weight.
 
   Returns:
     float32 [N] in [w_min, 1].

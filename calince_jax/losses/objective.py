@@ -1,12 +1,12 @@
-"""The co-training mix.
+"""The training objective: the weighted sum of the three co-training losses.
 
     L = lam_c L_corr + lam_n sum_i w_i l_i / sum_i w_i + lam_p L_pred
 
 With w = 1 it is plain co-training; with lam_c = lam_p = 0 as well, InfoNCE.
-The correspondence score of a pair gives its w (losses/calibration.py), so the
-total factorises into p(c | v, t), the correspondence, and what is learned from
-the pair given c. Instead of InfoNCE, l_i may be one of the noise-robust losses
-that Cali-NCE is compared with (losses/noise_robust.py). docs/method.md
+A pair's weight w comes from its alignment score (losses/calibration.py), so
+the total factorises into the correspondence p(c | v, t) and what is learned
+from the pair given c. Instead of InfoNCE, l_i may be one of the noise-robust
+losses that Cali-NCE is compared with (losses/noise_robust.py). docs/method.md
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Objective:
   contrastive: Annotated[str, OneOf(contrastive.LOSSES)]  # l_i
   mask_duplicates: bool
   num_negatives: Annotated[int, Range("[1, 1e6]")]  # K
-  confidence: Annotated[str, OneOf(calibration.KINDS)]
-  scorer: Annotated[str, OneOf(calibration.SCORES)]
+  confidence: Annotated[str, OneOf(calibration.CONFIDENCES)]
+  scorer: Annotated[str, OneOf(calibration.SCORERS)]
   noise_rate: Annotated[float | None, Range("[0, 1)")]  # eta
   floor: Annotated[float, Range("[0, 1]")]
   power: Annotated[float, Range("[0, 100]")]
@@ -66,12 +66,12 @@ class Objective:
         " correspondence head, and correspondence_weight is 0; use"
         " scorer='cosine', and another confidence than 'score' or 'posterior'"
       )
-    if self.contrastive not in contrastive.OF_SUMS:
+    if self.contrastive not in contrastive.LOSSES_FROM_SUMS:
       for name in ("mask_duplicates", "tiling"):
         if getattr(self, name):
           raise ValueError(
             f"contrastive={self.contrastive!r} has no {name}; it goes with one"
-            f" of {list(contrastive.OF_SUMS)}"
+            f" of {list(contrastive.LOSSES_FROM_SUMS)}"
           )
 
   @property
@@ -105,24 +105,25 @@ def co_training_loss(
   """The loss of a global batch of N pairs.
 
   Args:
-    objective: the mix.
-    outputs: of the model: `video`, `text` float32 [N, D], L2-normalised;
-      `logit_scale` []; `cosine` [N, 1 + K], the given pair's first;
-      `correspondence` and `held_out` [N, 1 + K], the logits of the head that
-      learns from a pair and of the one that does not (absent where their weight
-      is 0); `prediction` (likewise), see losses/predictive.py; `logit_bias` []
-      of `siglip`; `momentum_video`, `momentum_text` [N, D] of `albef`.
-    batch: `pair_index` int32 [N] and `matched` int8 [N], 1, 0 or -1 = unknown;
-      `matched` is only reported, except to the `oracle`.
-    state: what is known of the scores, calibration.init_state.
-    step: int32 [], for the warm-up of the confidences.
+    objective: the choices.
+    outputs: from the model: `video`, `text` float32 [N, D], L2-normalised;
+      `logit_scale` []; `cosine` [N, 1 + K], first the given pair's, then those
+      of K negatives; `correspondence` and `held_out` [N, 1 + K], likewise, the
+      logits of the head that is trained on the pair and of the one that is not
+      (absent where correspondence_weight is 0); `prediction` (absent where
+      predictive_weight is 0), see losses/predictive.py; for `siglip`
+      `logit_bias` []; for `albef` `momentum_video`, `momentum_text` [N, D].
+    batch: `pair_index` int32 [N] and `matched` int8 [N]: 1 matched, 0
+      mismatched, -1 unknown. Only the confidence `oracle` uses `matched`.
+    state: statistics of the raw scores, see calibration.init_state.
+    step: int32 [], steps done, for the warm-up of the weights.
 
   Returns:
-    The loss, float32 []; and a dict with `metrics` (scalars and a histogram),
-    `calibration` (the new state) and `pairs`, arrays [N]: `pair_index`,
-    `matched`, `score` (what ranks the pairs), `confidence` (the posterior that
-    a pair is clean), `weight` (what the loss used), and `finite`, whether what
-    the model says of this pair alone is.
+    The loss, float32 [] in nats; and a dict with `metrics` (scalars and a
+    histogram), `calibration` (the new state) and `pairs`, arrays [N]:
+    `pair_index`, `matched`, `alignment_score` float32, `confidence` float32 in
+    [0, 1], `weight` float32, what multiplied the pair's loss, and `finite`
+    bool, whether the model's own outputs for this pair are.
   """
   terms, metrics = {}, {}
   if objective.correspondence_weight:
@@ -132,31 +133,31 @@ def co_training_loss(
       positive, negatives
     ).mean()
     metrics |= _head_metrics(positive, negatives, objective)
-  state, pairs, seen = _pairs(objective, outputs, batch, state, step)
+  state, pairs, pair_metrics = _pairs(objective, outputs, batch, state, step)
   weights = pairs["weight"]
-  metrics |= seen
+  metrics |= pair_metrics
 
-  # ALBEF's alpha is blended in as confidences are.
-  blend = 1.0 - calibration.warm_up(
+  # ALBEF's alpha goes from 0 to its value while weights go from 1 to theirs.
+  blend = 1.0 - calibration.warmup_weight(
     jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
   )
-  l, seen = contrastive.pair_losses_of(
+  l, contrastive_metrics = contrastive.pair_loss(
     objective.contrastive if objective.contrastive_weight else "infonce",
     outputs,
     batch["pair_index"],
     blend=blend,
-    mask_repeats=objective.mask_duplicates,
+    mask_duplicates=objective.mask_duplicates,
     tiling=objective.tiling,
   )
-  metrics |= seen
+  metrics |= contrastive_metrics
   if objective.contrastive_weight:
     terms["contrastive"] = weighted_mean(l, weights)
   if objective.predictive_weight:
     nats = predictive_loss(outputs["prediction"])
-    if "nats" in outputs["prediction"]:  # each pair's own
+    if "nats" in outputs["prediction"]:  # depends on this pair only
       pairs["finite"] &= jnp.isfinite(nats)
-    trust = weights if objective.weigh_predictive else jnp.ones_like(weights)
-    terms["predictive"] = weighted_mean(nats, trust)
+    w = weights if objective.weigh_predictive else jnp.ones_like(weights)
+    terms["predictive"] = weighted_mean(nats, w)
 
   lam = {
     "correspondence": objective.correspondence_weight,
@@ -169,45 +170,51 @@ def co_training_loss(
 
 
 def _pairs(objective, outputs, batch, state, step):
-  """What is known of each pair, after this batch, and what to watch."""
-  scores = {"cosine": outputs["cosine"]}
+  """The new state, the `pairs` of `co_training_loss`, and their metrics."""
+  raw_scores = {"cosine": outputs["cosine"]}
   if objective.correspondence_weight:
-    scores["head"] = outputs["held_out"].astype(jnp.float32)
-  state, x = calibration.observe(
-    state, scores, score=objective.scorer, decay=objective.histogram_decay
+    raw_scores["head"] = outputs["held_out"].astype(jnp.float32)
+  state, x = calibration.update_statistics(
+    state,
+    raw_scores,
+    scorer=objective.scorer,
+    decay=objective.histogram_decay,
   )
   estimate = density_ratio.estimate_noise_rate(state["histograms"])
   eta = estimate if objective.noise_rate is None else objective.noise_rate
-  trusted = {
+  arguments = {
     "x": x,
-    "scores": scores,
+    "raw_scores": raw_scores,
     "matched": batch["matched"],
     "noise_rate": eta,
     "num_negatives": objective.num_negatives,
   }
   kind = objective.confidence
+  # `none` and `oracle` do not estimate anything; report what the data say.
   reported = "density_ratio" if kind in ("none", "oracle") else kind
-  w = calibration.confidence(kind, state, **trusted)
-  confidence = calibration.confidence(reported, state, **trusted)
+  w = calibration.confidence(kind, state, **arguments)
+  confidence = calibration.confidence(reported, state, **arguments)
   if objective.memory:
-    memory, w = calibration.remember(
+    memory, w = calibration.update_memory(
       state["memory"], batch["pair_index"], w, objective.memory
     )
     state, confidence = state | {"memory": memory}, w
   w = objective.floor + (1.0 - objective.floor) * w**objective.power
-  w = calibration.warm_up(w, step, objective.warmup_steps, objective.ramp_steps)
+  w = calibration.warmup_weight(
+    w, step, objective.warmup_steps, objective.ramp_steps
+  )
   edges = jnp.linspace(0.0, 1.0, 11)
   metrics = {
     "noise_rate": estimate,
     "confidence_mean": confidence.mean(),
     "confidence_histogram": jnp.histogram(confidence, bins=edges)[0],
   }
-  finite = [jnp.isfinite(score[:, 0]) for score in scores.values()]
+  finite = [jnp.isfinite(values[:, 0]) for values in raw_scores.values()]
   pairs = {
     "pair_index": batch["pair_index"],
     "finite": jnp.stack(finite).all(axis=0),
     "matched": batch["matched"],
-    "score": x,
+    "alignment_score": x,
     "confidence": confidence,
     "weight": w,
   }
@@ -215,7 +222,8 @@ def _pairs(objective, outputs, batch, state, step):
 
 
 def _head_metrics(positive, negatives, objective):
-  """Accuracy at equal priors: the head is trained with K negatives a pair."""
+  """Metrics of the head's logits of the given pairs and of their negatives."""
+  # Equal priors: the head is trained with K negatives for each given pair.
   threshold = -jnp.log(float(objective.num_negatives))
   metrics = {
     "base_rate_entropy": jnp.float32(
@@ -231,13 +239,13 @@ def _head_metrics(positive, negatives, objective):
 
 
 def _batch_metrics(outputs, weights):
-  """The chance baseline, and signs of collapse."""
-  spread = {
+  """The loss at chance, and signs of collapsed embeddings or weights."""
+  collapse = {
     # The mean cosine of two different clips or texts: 1 means collapse.
     f"{name}_collapse": _mean_other_cosine(outputs[name])
     for name in ("video", "text")
   }
-  return spread | {
+  return collapse | {
     "ln_N": jnp.log(jnp.float32(len(weights))),
     "effective_sample_size": calibration.effective_sample_size(weights),
     "logit_scale": jnp.float32(outputs["logit_scale"]),

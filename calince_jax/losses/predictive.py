@@ -1,4 +1,4 @@
-"""Predictive coding: one loss for each pair, whatever is predicted.
+"""The predictive-coding losses, one value for each pair.
 
 masked_text   -E log p(t_masked | t_visible, v)
 caption       -E_n log p(t_n | t_<n, v)
@@ -14,7 +14,7 @@ from calince_jax.losses.calibrated_nce import similarity
 def token_loss(
   logits: jax.Array, targets: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """The mean cross-entropy of each text's predicted tokens, float32 [N].
+  """The mean cross-entropy of each text's predicted tokens, float32 [N], nats.
 
   Args:
     logits: [N, L, vocabulary], any float dtype.
@@ -31,10 +31,10 @@ def token_loss(
 def latent_loss(
   prediction: jax.Array, target: jax.Array, logit_scale: float
 ) -> jax.Array:
-  """InfoNCE of each prediction against the batch's targets, float32 [N].
+  """InfoNCE of each prediction against the batch's targets, float32 [N], nats.
 
-  Dense predictive coding (Han, Xie, Zisserman, 2019). The targets take no
-  gradient.
+  Dense predictive coding (Han, Xie, Zisserman, 2019). No gradient flows into
+  the targets.
 
   Args:
     prediction: [N, D], L2-normalised.
@@ -45,18 +45,18 @@ def latent_loss(
   return jax.nn.logsumexp(S, axis=1) - jnp.diagonal(S)
 
 
-def summarise(prediction: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """What `predictive_loss` needs of a prediction, without its logits.
+def reduce_prediction(prediction: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Replaces token logits by each pair's loss; leaves latents as they are.
 
-  The nats of predicted tokens do not depend on the rest of the batch, so they
-  may be had where a part of the batch is.
+  The loss of predicted tokens does not depend on the rest of the batch, so it
+  is computed chunk by chunk, and the large logits need not be stored.
 
   Args:
-    prediction: of the model: `logits`, `targets` and `mask` of tokens, see
-      `token_loss`; or what `latent_loss` takes.
+    prediction: from the model: `logits`, `targets` and `mask` of tokens, see
+      `token_loss`; or the arguments of `latent_loss`.
 
   Returns:
-    `nats`, float32 [N], of tokens; the prediction itself of latents.
+    `nats`, float32 [N], for tokens; for latents the prediction itself.
   """
   if "logits" not in prediction:
     return prediction
@@ -68,7 +68,11 @@ def summarise(prediction: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def predictive_loss(prediction: dict[str, jax.Array]) -> jax.Array:
-  """float32 [N] from what `summarise` returned, of the whole batch."""
+  """Each pair's loss, float32 [N] in nats.
+
+  Args:
+    prediction: from `reduce_prediction`, of the global batch.
+  """
   if "nats" in prediction:
     return prediction["nats"]
   return latent_loss(

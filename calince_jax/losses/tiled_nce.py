@@ -1,24 +1,25 @@
-"""The calibrated NCE in bounded memory: the same number, without the N x N.
+"""The calibrated NCE in tiles: the same value, without storing the N x N S.
 
     S_ij = logit_scale * <video_i, text_j> + logit_bias
     R_i  = logsumexp_{j != i} S_ij,      C_j = logsumexp_{i != j} S_ij
     l_i  = 1/2 [ logaddexp(R_i, S_ii) + logaddexp(C_i, S_ii) ] - S_ii
     L    = sum_i w_i l_i / sum_i w_i
 
-Each device holds n pairs. Its videos stay; the texts go round a ring, one
-device a step, and take their columns' sums with them, so one pass over S feeds
-both directions. S itself is made tile by tile and thrown away: forward keeps R
-and C alone, and backward makes each tile again,
+Each device holds n pairs. Its videos stay; the texts move round a ring, one
+device per ring step, together with the sums of their columns, so one pass over
+S gives both directions. S is computed tile by tile and not stored: the forward
+pass saves only R and C, and the backward pass computes each tile again,
 
     dL/dS_ij = dL/dR_i exp(S_ij - R_i) + dL/dC_j exp(S_ij - C_j),
 
-so memory grows with n, not with n N. The next texts, and backward the texts'
-gradients of the step before, travel while a step's products are computed.
+so memory grows with n, not with n N. While a ring step computes, the next texts
+are transferred, and in the backward pass the texts' gradients of the ring step
+before.
 
-The recomputation in blocks is that of FlashAttention (Dao et al., 2022), the
-ring that of Ring Attention (Liu, Zaharia, Abbeel, 2023), the need for it in
-contrastive learning as in Inf-CL (Cheng et al., 2024). This file imports
-nothing of the project: it can be lifted out. docs/method.md
+Recomputing in blocks is the idea of FlashAttention (Dao et al., 2022), the ring
+that of Ring Attention (Liu, Zaharia, Abbeel, 2023); Inf-CL (Cheng et al., 2024)
+tiles a contrastive loss. This file imports nothing of the project, so it can be
+copied into another one. docs/method.md
 """
 
 import dataclasses
@@ -33,37 +34,42 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 REDUCTIONS = ("logsumexp", "softplus")
-PRODUCTS = ("float32", "bfloat16")
+MATMUL_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-  """How the N x N similarities are walked; a static argument of `sums`.
+  """How S is cut into tiles and spread over devices; hashable and static.
 
   Attributes:
-    mesh: whose devices share the pairs; None: one device, or all pairs on each.
-    axis: the mesh axis, or axes, over which the pairs are spread.
-    tile: the side of a tile, at most the n pairs of a device; it need not
-      divide n.
-    products: what S and the gradients' products are multiplied in, float32 (at
-      full precision) or bfloat16; sums are float32.
-    keep: bytes on each device. Where all its tiles of S fit, they are kept for
-      the backward pass, which saves one product of four.
-    kernel: what makes a tile, a module with the functions of nce_kernel.py;
-      None: XLA. With one, `tile` must divide n and nothing is kept.
+    mesh: the devices that share the pairs; None: one device, or all pairs on
+      each.
+    axis: the mesh axis, or axes, over which the pairs are sharded.
+    tile: pairs along the side of a tile, used up to the n pairs of a device; it
+      need not divide n.
+    matmul_dtype: the dtype of the factors of the matrix products, one of
+      MATMUL_DTYPES; float32 products have full precision. Sums are float32.
+    max_saved_bytes: on each device. If all its tiles of S fit, they are saved
+      for the backward pass, which then needs three matrix products, not four.
+    kernel: a module with the functions of nce_kernel.py, which computes a tile;
+      None: XLA does. A kernel needs `tile` to divide n and saves no tiles.
+
+  Raises:
+    ValueError: an unknown dtype or axis, or a tile below 1.
   """
 
   mesh: Mesh | None = None
   axis: str | Sequence[str] = "data"
   tile: int = 1024
-  products: str = "float32"
-  keep: int = 8 * 2**20
+  matmul_dtype: str = "float32"
+  max_saved_bytes: int = 8 * 2**20
   kernel: Any = None
 
   def __post_init__(self):
-    if self.products not in PRODUCTS:
+    if self.matmul_dtype not in MATMUL_DTYPES:
       raise ValueError(
-        f"products={self.products!r} is unknown; choose one of {list(PRODUCTS)}"
+        f"matmul_dtype={self.matmul_dtype!r} is unknown; choose one of"
+        f" {list(MATMUL_DTYPES)}"
       )
     if self.tile < 1:
       raise ValueError(f"tile={self.tile} must be at least 1")
@@ -74,8 +80,8 @@ class Tiling:
       raise ValueError(f"the mesh has the axes {list(known)}, not {list(axes)}")
 
   @property
-  def ways(self) -> int:
-    """Over how many devices the pairs are spread."""
+  def num_devices(self) -> int:
+    """The number of devices over which the pairs are sharded."""
     if self.mesh is None:
       return 1
     return math.prod(self.mesh.shape[axis] for axis in self.axis)
@@ -92,24 +98,23 @@ def tiled_calibrated_nce(
 ) -> jax.Array:
   """The calibrated contrastive loss of a batch of pairs, in bounded memory.
 
-  The value and the gradients are those of calibrated_nce.py.
+  Value and gradients are those of calibrated_nce.py.
 
   Args:
     video: [N, D], L2-normalised video embeddings, any float dtype.
     text: [N, D], L2-normalised text embeddings; text i was given with video i.
-    confidence: [N], >= 0: how far each pair is trusted. No gradient flows
-      into it. Only ratios matter; all 0 gives loss 0 and gradient 0.
+    confidence: [N], >= 0: the weight w of each pair. No gradient flows into
+      it. Only ratios matter; all 0 gives loss 0 and gradient 0.
     logit_scale: [], > 0, the inverse temperature.
-    pair_ids: int32 [N]; pairs with the same number are no negatives of each
+    pair_ids: int32 [N]; pairs with equal ids are left out as negatives of each
       other. None: all differ.
-    **tiling: fields of Tiling.
+    **tiling: the fields of Tiling.
 
   Returns:
     float32 [], in nats.
 
   Raises:
-    ValueError: the shapes do not belong together, or the devices do not
-      divide N.
+    ValueError: the shapes do not agree, or the devices do not divide N.
   """
   _check_pairs(video, text)
   if confidence.shape != video.shape[:1]:
@@ -118,7 +123,7 @@ def tiled_calibrated_nce(
     )
   l = tiled_pair_losses(video, text, logit_scale, pair_ids=pair_ids, **tiling)
   w = jax.lax.stop_gradient(confidence.astype(jnp.float32))
-  w = _spread(w, Tiling(**tiling))
+  w = _shard_rows(w, Tiling(**tiling))
   total = w.sum()
   return (w * l).sum() / jnp.where(total > 0, total, 1.0)
 
@@ -131,14 +136,17 @@ def tiled_pair_losses(
   pair_ids: jax.Array | None = None,
   **tiling: Any,
 ) -> jax.Array:
-  """l_i, the symmetric InfoNCE of each pair: float32 [N]; see above."""
-  found = similarity_sums(
+  """l_i, the symmetric InfoNCE of each pair, float32 [N] in nats.
+
+  Arguments and errors: see `tiled_calibrated_nce`.
+  """
+  sums = similarity_sums(
     video, text, logit_scale, pair_ids=pair_ids, tiling=Tiling(**tiling)
   )
-  d = found["diagonal"]
+  d = sums["diagonal"]
   # softplus(R - d) = logaddexp(R, d) - d, exact also where the loss is tiny.
   return 0.5 * (
-    jax.nn.softplus(found["rows"] - d) + jax.nn.softplus(found["columns"] - d)
+    jax.nn.softplus(sums["rows"] - d) + jax.nn.softplus(sums["columns"] - d)
   )
 
 
@@ -151,13 +159,14 @@ def tiled_siglip(
   pair_ids: jax.Array | None = None,
   **tiling: Any,
 ) -> jax.Array:
-  """SigLIP's loss of each pair, float32 [N]; S_ij has logit_bias added.
+  """SigLIP's loss of each pair, float32 [N] in nats; S includes logit_bias.
 
     l_i = softplus(-S_ii) + 1/2 sum_{j != i} [softplus(S_ij) + softplus(S_ji)]
 
-  The mean over i is the loss of Zhai et al. (ICCV 2023). Arguments as above.
+  The mean over i is the loss of Zhai et al. (ICCV 2023). Arguments and errors:
+  see `tiled_calibrated_nce` and `similarity_sums`.
   """
-  found = similarity_sums(
+  sums = similarity_sums(
     video,
     text,
     logit_scale,
@@ -166,8 +175,8 @@ def tiled_siglip(
     reduction="softplus",
     tiling=Tiling(**tiling),
   )
-  return jax.nn.softplus(-found["diagonal"]) + 0.5 * (
-    found["rows"] + found["columns"]
+  return jax.nn.softplus(-sums["diagonal"]) + 0.5 * (
+    sums["rows"] + sums["columns"]
   )
 
 
@@ -181,55 +190,58 @@ def similarity_sums(
   reduction: str = "logsumexp",
   tiling: Tiling | None = None,
 ) -> dict[str, jax.Array]:
-  """What contrastive losses need to know of S: sums over its rows and columns.
+  """The diagonal of S and sums over its rows and columns, in bounded memory.
 
-  Every loss of a pair that is a function of S_ii and of these sums is
-  differentiable through it: InfoNCE, RINCE, GCE, SigLIP.
+  They are differentiable, so every loss that is a function of S_ii and of these
+  sums is: InfoNCE, RINCE, GCE, the mixture, SigLIP.
 
   Args:
     video: [N, D], any float dtype.
     text: [N, D].
     logit_scale: [], > 0.
-    logit_bias: [], added to all of S.
-    pair_ids: int32 [N]; S_ij is left out where i and j have the same number,
-      and always where i = j. None: all differ.
-    reduction: over what is left, `logsumexp`, -inf of nothing, or the sum of
-      `softplus`.
+    logit_bias: [], added to every entry of S.
+    pair_ids: int32 [N]; S_ij is left out of the sums where i and j have equal
+      ids, and always where i = j. None: all differ.
+    reduction: one of REDUCTIONS: `logsumexp`, which is -inf where no entry
+      remains, or the sum of `softplus`.
     tiling: see Tiling; None: its defaults.
 
   Returns:
-    float32 [N] each: `diagonal`, S_ii; `rows`, over texts j of video i;
-    `columns`, over videos i of text j; `row_max` and `column_max`, the largest
-    of what is left, without gradient.
+    float32 [N] each: `diagonal`, S_ii; `rows`, over the texts j of video i;
+    `columns`, over the videos i of text j; `row_max` and `column_max`, the
+    largest entries of the same rows and columns, without gradient.
 
   Raises:
-    ValueError: the shapes do not belong together, the devices do not divide N,
-      or an unknown reduction.
+    ValueError: the shapes do not agree, the devices do not divide N, the kernel
+      cannot compute such tiles, or the reduction is unknown.
   """
   tiling = Tiling() if tiling is None else tiling
   _check_pairs(video, text)
   N = len(video)
-  if N % tiling.ways:
-    raise ValueError(f"{tiling.ways} devices cannot share {N} pairs equally")
+  if N % tiling.num_devices:
+    raise ValueError(
+      f"{tiling.num_devices} devices cannot share {N} pairs equally"
+    )
   if reduction not in REDUCTIONS:
     raise ValueError(
       f"reduction={reduction!r} is unknown; choose one of {list(REDUCTIONS)}"
     )
   if tiling.kernel is not None:
-    count, side = _count(N // tiling.ways, tiling)
-    if count * side * tiling.ways != N:
+    n = N // tiling.num_devices
+    count, side = _count(n, tiling)
+    if count * side != n:
       raise ValueError(
-        f"tiles of {side} do not divide a device's {N // tiling.ways} pairs,"
-        " which a kernel needs"
+        f"tiles of {side} do not divide a device's {n} pairs, which a kernel"
+        " needs"
       )
     tiling.kernel.check(side, video.shape[1])
   if pair_ids is None:
     pair_ids = jnp.arange(N, dtype=jnp.int32)
   elif pair_ids.shape != (N,):
     raise ValueError(f"pair_ids {pair_ids.shape} must be [N] = {(N,)}")
-  if tiling.products == "bfloat16":  # before the ring: half of the traffic
+  if tiling.matmul_dtype == "bfloat16":  # here, to halve the ring's traffic
     video, text = video.astype(jnp.bfloat16), text.astype(jnp.bfloat16)
-  video, text, pair_ids = _spread((video, text, pair_ids), tiling)
+  video, text, pair_ids = _shard_rows((video, text, pair_ids), tiling)
   scale, bias = jnp.float32(logit_scale), jnp.float32(logit_bias)
   rows, columns, row_max, column_max = _sums(
     video, text, scale, bias, pair_ids, reduction, tiling
@@ -251,8 +263,8 @@ def _check_pairs(video, text):
     )
 
 
-def _spread(tree, tiling):
-  """On a mesh of explicit axes, the rows where `shard_map` wants them."""
+def _shard_rows(tree, tiling):
+  """Shards the rows as `shard_map` needs them, on a mesh of explicit axes."""
   explicit = jax.sharding.AxisType.Explicit
   if tiling.mesh is None or explicit not in tiling.mesh.axis_types:
     return tree
@@ -263,21 +275,21 @@ def _spread(tree, tiling):
 def _sums(video, text, scale, bias, ids, reduction, tiling):
   """rows, columns, row_max, column_max, float32 [N] each."""
   inputs = (video, text, scale, bias, ids)
-  return _forward(inputs, reduction, tiling, keep=False)[0]
+  return _forward(inputs, reduction, tiling, save=False)[0]
 
 
 def _sums_forward(video, text, scale, bias, ids, reduction, tiling):
-  n = len(video) // tiling.ways
+  n = len(video) // tiling.num_devices
   count, T = _count(n, tiling)
-  keep = 4 * tiling.ways * (count * T) ** 2 <= tiling.keep
-  keep = keep and tiling.kernel is None
+  save = 4 * tiling.num_devices * (count * T) ** 2 <= tiling.max_saved_bytes
+  save = save and tiling.kernel is None
   inputs = (video, text, scale, bias, ids)
-  sums, S = _forward(inputs, reduction, tiling, keep=keep)
+  sums, S = _forward(inputs, reduction, tiling, save=save)
   return sums, (inputs, sums[:2], S)
 
 
-def _sums_backward(reduction, tiling, kept, gradients):
-  inputs, sums, S = kept
+def _sums_backward(reduction, tiling, saved, gradients):
+  inputs, sums, S = saved
   video, text, scale, _, _ = inputs
   d_video, d_text, d_bias = _backward(
     inputs, sums, gradients[:2], S, reduction, tiling
@@ -296,8 +308,8 @@ def _sums_backward(reduction, tiling, kept, gradients):
 _sums.defvjp(_sums_forward, _sums_backward)
 
 
-def _forward(inputs, reduction, tiling, *, keep):
-  """(rows, columns, row_max, column_max), and S in tiles or None."""
+def _forward(inputs, reduction, tiling, *, save):
+  """(rows, columns, row_max, column_max), and the tiles of S or None."""
 
   def local(video, text, scale, bias, ids):
     n = len(video)
@@ -305,7 +317,7 @@ def _forward(inputs, reduction, tiling, *, keep):
 
     def step(carry, _):
       texts, rows, columns = carry
-      following = _pass_on(texts, tiling)
+      next_texts = _to_next_device(texts, tiling)
 
       def down(carry, a):
         rows, columns = carry
@@ -315,35 +327,35 @@ def _forward(inputs, reduction, tiling, *, keep):
           S = None
           if tiling.kernel is None:
             S = tiles.similarities((video, ids), texts, scale, bias, a, b)
-            seen = _reduce(S, 1, reduction), _reduce(S, 0, reduction)
+            parts = _reduce(S, 1, reduction), _reduce(S, 0, reduction)
           else:
-            seen = tiling.kernel.reduce_tile(
+            parts = tiling.kernel.reduce_tile(
               tiles.get((video, ids), a),
               tiles.get(texts, b),
               scale,
               bias,
               reduction,
             )
-          row = _merge(row, seen[0], reduction)
-          column = _merge(tiles.get(columns, b), seen[1], reduction)
-          return (row, tiles.put(columns, column, b)), (S if keep else None)
+          row = _merge(row, parts[0], reduction)
+          column = _merge(tiles.get(columns, b), parts[1], reduction)
+          return (row, tiles.put(columns, column, b)), (S if save else None)
 
         carry = tiles.get(rows, a), columns
         (row, columns), S = jax.lax.scan(along, carry, tiles.numbers)
         return (tiles.put(rows, row, a), columns), S
 
       (rows, columns), S = jax.lax.scan(down, (rows, columns), tiles.numbers)
-      return (following, rows, _pass_on(columns, tiling)), S
+      return (next_texts, rows, _to_next_device(columns, tiling)), S
 
-    nothing = jnp.full((n,), -jnp.inf), jnp.zeros((n,))
-    carry = (text, ids), nothing, nothing
-    (_, rows, columns), S = jax.lax.scan(step, carry, length=tiling.ways)
+    empty = jnp.full((n,), -jnp.inf), jnp.zeros((n,))
+    carry = (text, ids), empty, empty
+    (_, rows, columns), S = jax.lax.scan(step, carry, length=tiling.num_devices)
     totals = _total(rows, reduction), _total(columns, reduction)
     return (*totals, rows[0], columns[0]), S
 
   in_specs = (True, True, False, False, True)
-  out_specs = ((True,) * 4, True if keep else None)
-  return _shard(local, tiling, in_specs, out_specs)(*inputs)
+  out_specs = ((True,) * 4, True if save else None)
+  return _shard_map(local, tiling, in_specs, out_specs)(*inputs)
 
 
 def _backward(inputs, sums, gradients, S, reduction, tiling):
@@ -351,13 +363,13 @@ def _backward(inputs, sums, gradients, S, reduction, tiling):
 
   def local(video, text, scale, bias, ids, sums, gradients, S):
     tiles = _Tiles(len(video), tiling)
-    # Of no negatives the sum is -inf, S too, and exp(S - sum) must be 0.
+    # Without negatives the sum is -inf, as is S, and exp(S - sum) must be 0.
     R, C = (jnp.where(jnp.isneginf(x), 0.0, x) for x in sums)
     gR, gC = gradients
 
     def step(carry, S):
-      texts, passed, d_video, d_bias = carry
-      following, d_here = _pass_on((texts, passed), tiling)
+      texts, d_sent, d_video, d_bias = carry
+      next_texts, d_received = _to_next_device((texts, d_sent), tiling)
       t, t_ids, C, gC = texts
 
       def down(carry, a_and_S):
@@ -385,7 +397,7 @@ def _backward(inputs, sums, gradients, S, reduction, tiling):
                 (video, ids), (t, t_ids), scale, bias, a, b
               )
             G = _gradient(S, (R_a, gR_a), (C_b, gC_b), reduction)
-          if reduction == "softplus":  # the other one has no use for a bias
+          if reduction == "softplus":  # InfoNCE does not depend on the bias
             d_bias += G.astype(jnp.float32).sum()
           d_v += scale * tiles.product("ij,jd->id", G, t_b)
           d_t = scale * tiles.product("ij,id->jd", G, v)
@@ -402,26 +414,26 @@ def _backward(inputs, sums, gradients, S, reduction, tiling):
       (d_video, d_text, d_bias), _ = jax.lax.scan(
         down, carry, (tiles.numbers, S)
       )
-      return (following, d_here + d_text, d_video, d_bias), None
+      return (next_texts, d_received + d_text, d_video, d_bias), None
 
-    nothing = jnp.zeros(video.shape, jnp.float32)
-    carry = (text, ids, C, gC), nothing, nothing, jnp.float32(0.0)
+    zeros = jnp.zeros(video.shape, jnp.float32)
+    carry = (text, ids, C, gC), zeros, zeros, jnp.float32(0.0)
     (_, d_text, d_video, d_bias), _ = jax.lax.scan(
-      step, carry, S, length=tiling.ways
+      step, carry, S, length=tiling.num_devices
     )
-    if tiling.ways > 1:
+    if tiling.num_devices > 1:
       d_bias = jax.lax.psum(d_bias, tiling.axis)
-    return d_video, _pass_on(d_text, tiling), d_bias
+    return d_video, _to_next_device(d_text, tiling), d_bias
 
   two = (True, True)
   in_specs = (True, True, False, False, True, two, two, S is not None or None)
-  return _shard(local, tiling, in_specs, (True, True, False))(
+  return _shard_map(local, tiling, in_specs, (True, True, False))(
     *inputs, sums, gradients, S
   )
 
 
-def _shard(function, tiling, in_specs, out_specs):
-  """`function` of each device's rows; spec True: spread, False: the same."""
+def _shard_map(function, tiling, in_specs, out_specs):
+  """`function` of each device's rows; spec True: sharded, False: replicated."""
   if tiling.mesh is None:
     return function
   in_specs, out_specs = jax.tree.map(
@@ -436,26 +448,26 @@ def _shard(function, tiling, in_specs, out_specs):
   )
 
 
-def _pass_on(tree, tiling):
-  """To the next device of the ring."""
-  if tiling.ways == 1:
+def _to_next_device(tree, tiling):
+  """Sends the arrays to the next device of the ring."""
+  if tiling.num_devices == 1:
     return tree
-  ring = [(i, (i + 1) % tiling.ways) for i in range(tiling.ways)]
+  ring = [(i, (i + 1) % tiling.num_devices) for i in range(tiling.num_devices)]
   return jax.tree.map(lambda x: jax.lax.ppermute(x, tiling.axis, ring), tree)
 
 
 def _reduce(S, axis, reduction):
-  """The largest and the sum along an axis of a tile; see `_merge`."""
+  """(maximum, sum) along an axis of a tile; see `_merge`."""
   largest = S.max(axis=axis)
   if reduction == "softplus":
     return largest, jax.nn.softplus(S).sum(axis=axis)
-  # -inf, where all is left out, would give -inf + inf.
+  # -inf, where every entry is left out, would give -inf + inf.
   shift = jnp.where(jnp.isneginf(largest), 0.0, largest)
   return largest, jnp.exp(S - jnp.expand_dims(shift, axis)).sum(axis=axis)
 
 
 def _merge(some, others, reduction):
-  """(largest [n], sum [n]) of both; the sum is of exp(S - largest), or of
+  """(maximum [n], sum [n]) of two such; the sum is of exp(S - maximum), or of
   softplus(S)."""
   largest = jnp.maximum(some[0], others[0])
   if reduction == "softplus":
@@ -482,7 +494,7 @@ class _Tiles:
   """The tiles of one device's n videos against n texts."""
 
   def __init__(self, n, tiling):
-    self._n, self._dtype = n, jnp.dtype(tiling.products)
+    self._n, self._dtype = n, jnp.dtype(tiling.matmul_dtype)
     count, self._side = _count(n, tiling)
     self.numbers = jnp.arange(count)
 
@@ -507,20 +519,20 @@ class _Tiles:
     )
 
   def similarities(self, videos, texts, scale, bias, a, b):
-    """S of tile (a, b), float32 [side, side]; -inf where it is left out."""
+    """S of tile (a, b), float32 [side, side]; -inf where left out."""
     (v, v_ids), (t, t_ids) = self.get(videos, a), self.get(texts, b)
     S = scale * self.product("id,jd->ij", v, t) + bias
     left_out = v_ids[:, None] == t_ids
     if self._n % self._side:
-      left_out |= self._had(a)[:, None] | self._had(b)
+      left_out |= self._overlap(a)[:, None] | self._overlap(b)
     return jnp.where(left_out, -jnp.inf, S)
 
-  def _had(self, k):
-    """bool [side], True where the tile before k has had them."""
+  def _overlap(self, k):
+    """bool [side], True for the rows of tile k that tile k - 1 has as well."""
     return self._start(k) + jnp.arange(self._side) < k * self._side
 
   def product(self, indices, x, y):
-    """float32, of operands in the type that was asked for."""
+    """An einsum of x and y in the matmul dtype, summed in float32."""
     full = self._dtype == jnp.float32
     return jnp.einsum(
       indices,
@@ -532,6 +544,6 @@ class _Tiles:
 
 
 def _count(n, tiling):
-  """How many tiles lie along n pairs, and their side."""
+  """The number of tiles along n pairs, and the side of a tile."""
   side = min(tiling.tile, n)
   return -(-n // side), side

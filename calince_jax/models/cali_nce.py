@@ -391,3 +391,27 @@ class CaliNCE(nn.Module):
     """Half a clip, held twice as long, so that the encoder's shapes fit."""
     video = jnp.repeat(video, 2, axis=1)
     return self.encode_video(video, deterministic=deterministic)["embedding"]
+
+
+def init_params(model: CaliNCE, seed: jax.Array | int) -> Any:
+  """Fresh parameters, float32."""
+  key = jax.random.key(seed)
+  return model.init(
+    {"params": key, "negatives": key, "masking": key},
+    dummy_batch(model.config, batch_size=2),
+    num_negatives=1,
+  )["params"]
+
+
+def dummy_batch(config: ModelConfig, batch_size: int) -> dict[str, jax.Array]:
+  """A batch of the right shapes and dtypes, for shape evaluation."""
+  B, L = batch_size, config.text_length
+  T, S = config.num_frames, config.image_size
+  return {
+    "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
+    "text_ids": jnp.ones((B, L), jnp.int32),
+    "text_mask": jnp.ones((B, L), bool),
+    "pair_index": jnp.arange(B, dtype=jnp.int32),
+    "matched": jnp.ones((B,), jnp.int8),
+    "stop": jnp.zeros((B,), bool),
+  }

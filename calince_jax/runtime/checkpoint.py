@@ -2,7 +2,7 @@
 
 WORKDIR/checkpoints/STEP holds the whole TrainState (state) and the
 configuration that made it (config), which WORKDIR/config.json repeats, so that
-a run can be continued, evaluated or exported from its folder alone.
+a run can be resumed, evaluated or exported from its folder alone.
 """
 
 import contextlib
@@ -24,12 +24,14 @@ from calince_jax.runtime import distributed, run_folder
 
 # Counters of TrainState that a checkpoint of an older format lacks: they are 0.
 LATER_COUNTERS = ("skipped_steps",)  # since format 2
+# The item of pair statistics, and its name in checkpoints written before.
+PAIR_STATISTICS, OLD_PAIR_STATISTICS = "pair_statistics", "visits"
 
 
 def checkpoints_folder(workdir: str) -> epath.Path:
-  """WORKDIR/checkpoints, absolute, as Orbax wants it."""
+  """WORKDIR/checkpoints, absolute, as Orbax requires."""
   path = epath.Path(workdir)
-  # A bucket's name is absolute as it is, and must not be taken for a folder.
+  # The name of a bucket is absolute already; resolve() would make it a folder.
   return (path if "://" in workdir else path.resolve()) / "checkpoints"
 
 
@@ -37,17 +39,17 @@ def checkpoints_folder(workdir: str) -> epath.Path:
 def open_checkpoints(
   workdir: str, *, keep: int = 1, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
-  """The checkpoints of a run; saves are asynchronous, and done at the end.
+  """The checkpoints of a run; saves are asynchronous, and finished at exit.
 
   Args:
-    workdir: of the run; a local path or one of Google Cloud Storage.
+    workdir: run folder; a local path or one of Google Cloud Storage.
     keep: the number of latest checkpoints that are kept.
     read_only: for evaluation and export.
 
   Raises:
-    UserError: at the end, what was still to be saved cannot be.
+    UserError: at exit, a checkpoint that was being saved cannot be.
   """
-  _without_echo()
+  _silence_orbax()
   manager = ocp.CheckpointManager(
     checkpoints_folder(workdir),
     options=ocp.CheckpointManagerOptions(
@@ -59,7 +61,7 @@ def open_checkpoints(
   try:
     yield manager
   except BaseException:
-    with contextlib.suppress(Exception):  # the first fault is the one to tell
+    with contextlib.suppress(Exception):  # the first error is the one to report
       manager.close()
     raise
   with _saving(manager):
@@ -67,16 +69,16 @@ def open_checkpoints(
 
 
 @functools.cache
-def _without_echo() -> None:
-  """Keeps quiet what Orbax prints and logs of a fault that it raises as well.
+def _silence_orbax() -> None:
+  """Silences what Orbax prints and logs of errors that it raises as well.
 
-  It would stand between the person and the one line that says what to do.
+  It would hide the one line that says what to do.
   """
-  of_thread, unraisable = threading.excepthook, sys.unraisablehook
+  thread_hook, unraisable = threading.excepthook, sys.unraisablehook
 
   def quiet_thread(arguments):
     if not type(arguments.thread).__module__.startswith("orbax"):
-      of_thread(arguments)
+      thread_hook(arguments)
 
   def quiet_unraisable(arguments):
     if str(arguments.exc_value) != "Event loop is closed":
@@ -91,7 +93,7 @@ def _without_echo() -> None:
 
 
 def half_written(workdir: str) -> list[str]:
-  """The names of checkpoints that a killed run has begun and not finished."""
+  """The names of checkpoints that a killed run did not finish writing."""
   folder = checkpoints_folder(workdir)
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
   return sorted(name for name in names if ".orbax-checkpoint-tmp" in name)
@@ -102,19 +104,20 @@ def save(
   step: int,
   state: Any,
   config: dict[str, Any],
-  visits: Mapping[str, np.ndarray] | None = None,
+  pair_statistics: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-  """Starts to save `state` as `step`, unless that has been saved already.
+  """Starts to save `state` as `step`, unless `step` is the latest already.
 
   Args:
     manager: from `open_checkpoints`.
-    step: the state's.
+    step: the step of the state.
     state: a tree of arrays.
-    config: the run's configuration, saved beside it.
-    visits: PairWatch.visits(), saved beside it if there are any.
+    config: the run's configuration, saved as an item of its own.
+    pair_statistics: pairs collected and not yet summed up, likewise; nothing is
+      saved where there are none.
 
   Raises:
-    UserError: it cannot be saved, or the one before it could not be.
+    UserError: it cannot be saved, or the checkpoint before it could not be.
   """
   if step == manager.latest_step():
     return
@@ -122,39 +125,39 @@ def save(
     "state": ocp.args.StandardSave(state),
     "config": ocp.args.JsonSave(run_folder.document(config)),
   }
-  if visits:
-    items["visits"] = ocp.args.StandardSave(dict(visits))
+  if pair_statistics:
+    items[PAIR_STATISTICS] = ocp.args.StandardSave(dict(pair_statistics))
   with _saving(manager):
     manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-  """Until what `save` has started is saved; UserError where it cannot be."""
+  """Waits until `save` has finished; UserError where it cannot."""
   with _saving(manager):
     manager.wait_until_finished()
 
 
 @contextlib.contextmanager
 def _saving(manager):
-  """Says in words what Orbax raises of a disk, perhaps of an earlier save."""
+  """Explains an error of the disk, which may belong to an earlier save."""
   try:
     yield
   except (OSError, ValueError, RuntimeError) as error:
-    if distributed.lost_the_others(error):  # no fault of the disk
+    if distributed.is_lost_connection(error):  # not an error of the disk
       raise
     raise UserError(
       f"no checkpoint can be saved in {manager.directory}"
-      f" ({_first_line(error)}); make room, or mend the folder"
-      f" ({_what_is_there(manager.directory)})"
+      f" ({_first_line(error)}); make room, or repair the folder"
+      f" ({_complete_steps(manager.directory)})"
     ) from error
 
 
-def _what_is_there(folder):
+def _complete_steps(folder):
   try:
     steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
   except OSError:
     steps = []
-  return f"whole there: {', '.join(map(str, steps)) or 'none'}"
+  return f"complete there: {', '.join(map(str, steps)) or 'none'}"
 
 
 def _first_line(error):
@@ -167,41 +170,42 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   Args:
     manager: from `open_checkpoints`.
     step: one of `manager.all_steps()`.
-    abstract: a dataclass or dict of ShapeDtypeStructs with shardings: what is
-      expected, and where it is to lie. Any topology may restore what another
-      saved. LATER_COUNTERS begin at 0 where the checkpoint is older.
+    abstract: a dataclass or dict of ShapeDtypeStructs with shardings: the
+      expected state, and how to place it. It may be of another topology than
+      the one that saved the state. LATER_COUNTERS are 0 where the checkpoint is
+      of an older format.
 
   Raises:
-    UserError: the checkpoint holds another model, is damaged or is of a newer
-      format.
+    UserError: the checkpoint is of another model, damaged or of a newer format.
   """
   try:
     config = ocp.args.Composite(config=ocp.args.JsonRestore())
     document = manager.restore(step, args=config).config
     version, _ = run_folder.check_format(document, f"checkpoint {step}")
-    expected, later = _fields(abstract), {}
+    expected, missing = _fields(abstract), {}
     if version < 2:
-      later = {k: expected.pop(k) for k in LATER_COUNTERS if k in expected}
-      abstract_there = expected
+      missing = {k: expected.pop(k) for k in LATER_COUNTERS if k in expected}
+      saved = expected
     else:
-      abstract_there = abstract
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_there))
+      saved = abstract
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
     restored = manager.restore(step, args=items).state
   except (ValueError, KeyError, TypeError, OSError) as error:
     if isinstance(error, UserError):
       raise
     raise UserError(
       f"checkpoint {step} in {manager.directory} does not fit the configured"
-      f" model, or is damaged: {str(error)[:600]}; to go on from an earlier one"
-      f" ({_what_is_there(manager.directory)}), move {step} out of the folder"
+      f" model, or is damaged: {str(error)[:600]}; to resume from an earlier"
+      f" one ({_complete_steps(manager.directory)}), move {step} out of the"
+      " folder"
     ) from error
-  if later:
+  if missing:
     zeros = {
       name: jax.jit(
         functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
         out_shardings=leaf.sharding,
       )()
-      for name, leaf in later.items()
+      for name, leaf in missing.items()
     }
     restored = type(abstract)(**restored, **zeros)
   return restored
@@ -211,14 +215,15 @@ def _fields(tree):
   return dict(tree if isinstance(tree, Mapping) else vars(tree))
 
 
-def restore_visits(
+def restore_pair_statistics(
   manager: ocp.CheckpointManager, step: int
 ) -> dict[str, np.ndarray]:
-  """The `visits` saved with `step`, {} if there were none."""
-  if not (manager.directory / str(step) / "visits").exists():
-    return {}
-  items = ocp.args.Composite(visits=ocp.args.StandardRestore())
-  return manager.restore(step, args=items).visits
+  """The pair statistics saved with `step`; {} if there were none."""
+  for name in (PAIR_STATISTICS, OLD_PAIR_STATISTICS):
+    if (manager.directory / str(step) / name).exists():
+      items = ocp.args.Composite(**{name: ocp.args.StandardRestore()})
+      return manager.restore(step, args=items)[name]
+  return {}
 
 
 def restore_parts(
@@ -227,8 +232,8 @@ def restore_parts(
   """Parts of a saved state as host arrays, and their step.
 
   Args:
-    workdir: of the run.
-    step: None for the latest.
+    workdir: run folder.
+    step: of the checkpoint; None for the latest.
     names: fields of TrainState, such as `ema_params`.
 
   Raises:

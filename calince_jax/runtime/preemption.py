@@ -1,6 +1,6 @@
-"""SIGTERM: the first asks the run to save itself and end, the second ends it.
+"""Preemption: the first SIGTERM asks a run to save and end, the second ends it.
 
-Machines that are taken away, Slurm and Kubernetes announce it so.
+Slurm, Kubernetes and clouds send SIGTERM before they take a machine away.
 """
 
 import contextlib
@@ -11,31 +11,31 @@ import threading
 from collections.abc import Iterator
 
 
-class StopSignal:
-  """Whether SIGTERM has come; see `listening`.
+class Preemption:
+  """Whether this process has received SIGTERM; see `listening`.
 
   Attributes:
-    requested: read it as often as you like.
+    requested: whether SIGTERM was received.
   """
 
   def __init__(self):
-    """Nothing has come."""
+    """No signal was received."""
     self.requested = False
 
   @contextlib.contextmanager
-  def listening(self) -> Iterator["StopSignal"]:
-    """Inside, SIGTERM sets `requested`; a second one ends the process at once.
+  def listening(self) -> Iterator["Preemption"]:
+    """Inside, SIGTERM sets `requested`; a second SIGTERM ends the process.
 
-    Enter it after the start of a cluster: JAX has a handler of its own. In
-    another thread than the main one it cannot listen and does nothing.
+    Enter it after the processes have joined, because JAX then installs a
+    handler of its own. Outside the main thread it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
       yield self
       return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # Python runs a handler when the main thread next comes back from C++, in
-    # minutes or never; the byte is written at once.
+    # Python runs a handler only when the main thread returns from C++, which
+    # may take minutes; the byte is written at once.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
@@ -54,11 +54,13 @@ class StopSignal:
       if byte[0] != signal.SIGTERM:
         continue
       if self.requested:
-        _say("SIGTERM again: ending at once; the last checkpoint is whole")
+        _print("SIGTERM again: ending at once; the last checkpoint is complete")
         os._exit(128 + signal.SIGTERM)
       self.requested = True
-      _say("SIGTERM: saving at the end of this step; again: end at once")
+      _print(
+        "SIGTERM: saving at the end of this step; send it again to end at once"
+      )
 
 
-def _say(words):
-  print(words, file=sys.stderr, flush=True)
+def _print(message):
+  print(message, file=sys.stderr, flush=True)

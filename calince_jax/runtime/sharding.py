@@ -1,8 +1,8 @@
-"""The mesh and the rules that lay parameters on it.
+"""The mesh of a run, and the rules that shard its parameters over it.
 
 One mesh with the axes `data` and `model`. A rule is (regular expression over
-the parameter's path, how to shard it); the first that matches decides, and a
-path that none matches is an error.
+the path of a parameter, how to shard it); the first rule that matches decides,
+and a path that no rule matches is an error.
 """
 
 import re
@@ -16,32 +16,45 @@ from jax.sharding import PartitionSpec as P
 
 from calince_jax.errors import UserError
 
-# Rule: `replicate`, `fsdp` (the largest axis that the mesh's `data` axis
-# divides), or `model` (likewise for the `model` axis, and the largest axis
-# that is left for `data`).
+# How to shard: `replicate`; `fsdp`, the largest axis that the mesh axis `data`
+# divides; or `model`, likewise for the mesh axis `model`, and then the largest
+# of the other axes for `data`.
 RULES = ("replicate", "fsdp", "model")
 
 
-def make_mesh(model_parallel: int = 1) -> Mesh:
-  """A (data, model) mesh over all devices of all processes.
+def make_mesh(devices: Sequence[jax.Device], model_parallel: int = 1) -> Mesh:
+  """A (data, model) mesh over `devices`.
+
+  Args:
+    devices: of all processes, such as `jax.devices()`, or those of a topology
+      that programs are compiled for.
+    model_parallel: length of the `model` axis.
 
   Raises:
-    UserError: `model_parallel` does not divide the number of devices.
+    UserError: `model_parallel` does not divide the number of devices, or JAX
+      cannot arrange them so.
   """
-  n = jax.device_count()
+  n = len(devices)
   if model_parallel < 1 or n % model_parallel:
     raise UserError(
       f"model_parallel={model_parallel} does not divide the {n} devices"
     )
-  return jax.make_mesh(
-    (n // model_parallel, model_parallel),
-    ("data", "model"),
-    axis_types=(AxisType.Auto,) * 2,
-  )
+  shape = (n // model_parallel, model_parallel)
+  try:
+    return jax.make_mesh(
+      shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+  except (ValueError, NotImplementedError, AssertionError) as error:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    raise UserError(
+      f"model_parallel={model_parallel}: {n} devices of kind"
+      f" {devices[0].device_kind!r} cannot be arranged as a mesh of {shape[0]}"
+      f" x {shape[1]} ({reason}); choose another sharding.model_parallel"
+    ) from error
 
 
 def path_name(path: tuple) -> str:
-  """A tree path as `a/b/c`, as rules and reports write it."""
+  """A tree path as `a/b/c`, as in rules and reports."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -56,8 +69,9 @@ def shardings(
   Args:
     tree: of arrays or ShapeDtypeStructs.
     mesh: from `make_mesh`.
-    rules: (regular expression, one of RULES), searched in the leaf's path.
-    smallest: leaves of fewer elements are replicated.
+    rules: (regular expression, one of RULES); the expression is searched in
+      the path of the leaf.
+    smallest: leaves with fewer elements are replicated.
 
   Raises:
     UserError: no rule matches a path, or a rule is unknown.

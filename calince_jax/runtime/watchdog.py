@@ -1,4 +1,4 @@
-"""Sees a run that stands still, and says where every thread of it stands."""
+"""Detects a stalled run, and writes the stack of each of its threads."""
 
 import faulthandler
 import os
@@ -12,7 +12,7 @@ from etils import epath
 
 
 class Watchdog:
-  """A thread that waits for signs of progress; use as a context manager."""
+  """A thread that watches for progress; use it as a context manager."""
 
   def __init__(
     self,
@@ -24,10 +24,10 @@ class Watchdog:
     """Nothing is watched before the `with` block.
 
     Args:
-      path: of the text file that is written when the run stands still.
-      seconds: without progress, after which it is written; after twice as many
-        `end` is called. 0: nothing is watched.
-      end: ends the process; called with the words to say. Default: prints them
+      path: text file that is written when the run is stalled.
+      seconds: time without progress after which it is written; after twice
+        that time `end` is called. 0: nothing is watched.
+      end: called with a message, ends the process. Default: prints the message
         to standard error and exits with status 1.
     """
     self._path, self._seconds = epath.Path(path), seconds
@@ -44,42 +44,44 @@ class Watchdog:
     self._done.set()
 
   def progress(self, what: str) -> None:
-    """`what` has been done just now."""
+    """Records that `what` was done just now."""
     self._last, self._when = what, time.monotonic()
 
   def _watch(self):
-    written = None  # the progress that the file is about
+    written = None  # time of the progress that the file reports on
     while not self._done.wait(min(self._seconds / 5, 10.0)):
       last, when = self._last, self._when
-      still = time.monotonic() - when
-      if still > 2 * self._seconds:
+      stalled = time.monotonic() - when
+      if stalled > 2 * self._seconds:
         self._end(
-          f"the run has stood still for {still:.0f} s, twice"
-          f" config.stall_seconds; the last thing done was {last}; {self._path}"
-          " says where each thread stands"
+          f"the run has made no progress for {stalled:.0f} s, twice"
+          f" config.stall_seconds; the last progress was {last}; {self._path}"
+          " has the stack of each thread"
         )
         return
-      if still > self._seconds and written != when:
+      if stalled > self._seconds and written != when:
         written = when
-        words = f"nothing was done for {still:.0f} s; the last was {last}"
+        message = (
+          f"no progress for {stalled:.0f} s; the last progress was {last}"
+        )
         stacks = all_stacks()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(f"{words}\n\n{stacks}")
+        self._path.write_text(f"{message}\n\n{stacks}")
         print(
-          f"warning: {words}; {self._path} says where each thread stands",
+          f"warning: {message}; {self._path} has the stack of each thread",
           file=sys.stderr,
           flush=True,
         )
 
 
 def all_stacks() -> str:
-  """Where every thread of this process stands, in Python."""
+  """The Python stack of every thread of this process."""
   with tempfile.TemporaryFile("w+") as file:
     faulthandler.dump_traceback(file, all_threads=True)
     file.seek(0)
     return file.read()
 
 
-def _exit(words):
-  print(f"error: {words}", file=sys.stderr, flush=True)
+def _exit(message):
+  print(f"error: {message}", file=sys.stderr, flush=True)
   os._exit(1)

@@ -1,10 +1,11 @@
-"""A large batch through the encoders part by part, its negatives kept.
+"""Grad cache: encodes a large batch in chunks, with the whole batch's gradient.
 
 Contrastive losses need the embeddings of the whole batch at once, but not the
-encoders' activations. So the batch is encoded in parts, nothing but the outputs
-is kept, and backward each part is encoded again. The gradient is that of the
-whole batch: GradCache (Gao, Zhang, Han, Callan, 2021), here as a scan whose
-body is checkpointed. It costs one more pass through the encoders.
+encoders' activations. So the batch is encoded chunk by chunk and only the
+outputs are stored; the backward pass encodes each chunk again. The gradient is
+that of the whole batch, and all its pairs remain negatives of each other:
+GradCache (Gao, Zhang, Han, Callan, 2021), here as a scan whose body is
+checkpointed. It costs one more forward pass through the encoders.
 """
 
 from collections.abc import Callable
@@ -15,62 +16,66 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def in_micro_batches(
+def encode_in_chunks(
   encode: Callable[[Any, jax.Array], Any],
   batch: Any,
   key: jax.Array,
   *,
-  parts: int,
+  num_chunks: int,
   mesh: Mesh | None,
 ) -> Any:
-  """`encode(batch, key)`, with the activations of one part at a time.
+  """`encode(batch, key)`, with the activations of one chunk at a time.
 
   Args:
-    encode: of arrays [b, ...] and a random key; pairs do not see each other,
-      and each output is [b, ...] too, or [] and the same for every part.
+    encode: a function of a tree of arrays [b, ...] and a random key. Each row
+      of its outputs [b, ...] depends on the same row of its inputs only; an
+      output of shape [] must be the same for every chunk.
     batch: a tree of arrays [B, ...].
-    key: part k gets `fold_in(key, k)`, forward and backward alike; a single
-      part gets the key itself.
-    parts: how many; it divides the pairs of each device.
-    mesh: over whose axis `data` the batch is spread; None: one device. Each
-      part has pairs of every device, so that none is idle.
+    key: chunk k gets `fold_in(key, k)`, in the forward and the backward pass;
+      a single chunk gets the key itself.
+    num_chunks: divides the number of pairs on each device.
+    mesh: the batch is sharded over its axis `data`; None: one device. Each
+      chunk has pairs of every device, so that none is idle.
 
   Returns:
     The outputs, [B, ...], in the order of the batch.
 
   Raises:
-    ValueError: `parts` does not divide the pairs of a device.
+    ValueError: `num_chunks` does not divide the pairs of a device.
   """
-  if parts == 1:
+  if num_chunks == 1:
     return encode(batch, key)
-  ways = 1 if mesh is None else mesh.shape["data"]
+  devices = 1 if mesh is None else mesh.shape["data"]
   B = len(jax.tree.leaves(batch)[0])
-  if B % (ways * parts):
+  if B % (devices * num_chunks):
     raise ValueError(
-      f"{parts} micro-batches cannot share {B} pairs on {ways} devices equally"
+      f"{B} pairs on {devices} devices cannot be split into {num_chunks} equal"
+      " chunks"
     )
+  b = B // (devices * num_chunks)  # pairs of a chunk on each device
 
-  def spread(x, axis):
+  def shard(x, axis):
     if mesh is None:
       return x
-    place = NamedSharding(mesh, P(*[None] * axis, "data"))
-    return jax.lax.with_sharding_constraint(x, place)
+    sharding = NamedSharding(mesh, P(*[None] * axis, "data"))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
-  def part(x):  # [B, ...] -> [parts, B / parts, ...]
-    x = x.reshape(ways, parts, B // (ways * parts), *x.shape[1:])
-    return spread(x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:]), 1)
+  def split(x):  # [B, ...] -> [num_chunks, B / num_chunks, ...]
+    x = x.reshape(devices, num_chunks, b, *x.shape[1:])
+    return shard(x.swapaxes(0, 1).reshape(num_chunks, -1, *x.shape[3:]), 1)
 
-  def join(x):
+  def join(x):  # [num_chunks, B / num_chunks, ...] -> [B, ...]
     if x.ndim == 1:
       return x[0]
-    x = x.reshape(parts, ways, B // (ways * parts), *x.shape[2:])
-    return spread(x.swapaxes(0, 1).reshape(B, *x.shape[3:]), 0)
+    x = x.reshape(num_chunks, devices, b, *x.shape[2:])
+    return shard(x.swapaxes(0, 1).reshape(B, *x.shape[3:]), 0)
 
   @jax.checkpoint
-  def step(_, numbered):
-    k, one = numbered
-    return None, encode(one, jax.random.fold_in(key, k))
+  def encode_chunk(_, numbered):
+    k, chunk = numbered
+    return None, encode(chunk, jax.random.fold_in(key, k))
 
-  numbers = jax.numpy.arange(parts)
-  _, outputs = jax.lax.scan(step, None, (numbers, jax.tree.map(part, batch)))
+  numbers = jax.numpy.arange(num_chunks)
+  chunks = jax.tree.map(split, batch)
+  _, outputs = jax.lax.scan(encode_chunk, None, (numbers, chunks))
   return jax.tree.map(join, outputs)

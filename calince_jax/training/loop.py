@@ -1,5 +1,6 @@
-"""The loop over steps: train, watch, log, save, and end when asked to."""
+"""The training loop: steps, evaluations, hooks and checkpoints."""
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -8,15 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from calince_jax.data.input.corrupt_records import DamageLog
-from calince_jax.errors import UserError
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.runtime import checkpoint, distributed, sharding
-from calince_jax.runtime.preemption import StopSignal
+from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
-from calince_jax.training import diagnostics, setup
-from calince_jax.training.metric_logger import Monitor
+from calince_jax.training import hooks, setup
+from calince_jax.training.metric_logger import MetricLogger
 
-COMPILED_WITHIN = 3600.0  # seconds that one process may compile longer
+COMPILE_SECONDS = 3600.0  # that one process may compile longer than another
 
 
 @dataclasses.dataclass
@@ -24,203 +24,146 @@ class Run:
   """What a run has besides its state.
 
   Attributes:
-    batches: this process's rows of each batch, from the state's step on.
-    damage: what was damaged in them.
-    manager: of the checkpoints.
-    monitor: of process 0; None in the others.
-    retrieval: the RetrievalWatch, None where nothing is evaluated.
-    visits: of the PairWatch when the state was saved.
-    stop: whether this process is asked to end.
-    dog: is told of each step.
+    config: the whole configuration.
+    mesh: the devices of all processes.
+    training: the model and its compiled step.
+    batches: this process's rows of each batch, beginning after the state's
+      step.
+    corrupt_records: log of the records that could not be read.
+    checkpoints: Orbax's CheckpointManager.
+    logger: of process 0; None in the other processes.
+    retrieval: the in-training evaluation; None where nothing is evaluated.
+    pair_statistics: pairs that were collected and not yet summed up when the
+      state was saved.
+    preemption: whether this process was asked to end.
+    watchdog: receives the progress of each step.
   """
 
   config: dict[str, Any]
   mesh: Any
   training: setup.Training
   batches: Iterator[dict[str, np.ndarray]]
-  damage: DamageLog
-  manager: Any
-  monitor: Monitor | None
+  corrupt_records: CorruptRecordLog
+  checkpoints: Any
+  logger: MetricLogger | None
   retrieval: Any
-  visits: dict[str, np.ndarray]
-  stop: StopSignal
-  dog: Watchdog
+  pair_statistics: dict[str, np.ndarray]
+  preemption: Preemption
+  watchdog: Watchdog
 
 
 def loop(run: Run, state: Any) -> Any:
   """Trains until `total_steps`, or until a process is asked to end.
 
-  Step n's metrics are read after step n + 1 has been dispatched, so that the
-  devices do not wait for the log; but before a checkpoint everything up to it
-  is settled, so that what is logged after it is the same in a run that goes on
-  there. All processes stop at the same step. The last state is saved.
+  The metrics of step n are read after step n + 1 was dispatched, so that the
+  devices do not wait for the host. Before a checkpoint the hooks have processed
+  every step up to it, so that a run resumed there logs the same. All processes
+  end at the same step, and the last state is saved.
+
+  Returns:
+    The last state.
   """
   config, total = run.config, run.config["total_steps"]
-  settle = Settler(run)
-  unsettled: list[tuple[int, dict[str, Any], dict[str, float]]] = []
-  first_step, stopping, take_step = int(state.step), False, None
-  step = first_step
-  while step < total and not stopping:
+  pairs = hooks.CollectPairs(run.pair_statistics if run.retrieval else {})
+  run_hooks = open_hooks(run, pairs)
+  pending: collections.deque = collections.deque()  # not yet seen by the hooks
+  step = first_step = int(state.step)
+  ending, train_step = False, None
+  while step < total and not ending:
     batch = next_batch(run)
-    if take_step is None:
-      take_step = compile_step(run, state, batch)
+    if train_step is None:
+      train_step = compile_step(run, state, batch)
     step += 1
-    state, metrics = take_step(state, batch)
-    if step == first_step + 1 and run.monitor:
+    state, metrics = train_step(state, batch)
+    if step == first_step + 1 and run.logger:
       jax.block_until_ready(metrics)
-      run.monitor.first_step_done()
-    found = {}
-    if run.retrieval and (
-      step % config["evaluate_every"] == 0 or step == total
-    ):
-      found = evaluate(run, state)
-    unsettled.append((step, metrics, found))
+      run.logger.first_step_done()
+    pending.append((step, metrics, evaluate(run, step, state)))
     saves = step % config["checkpoint_every"] == 0 or step == total
-    while len(unsettled) > (0 if saves or stopping else 1):
-      stopping |= settle(*unsettled.pop(0), state)
-      saves |= stopping
+    while len(pending) > (0 if saves or ending else 1):
+      result = step_result(config, *pending.popleft(), state)
+      for hook in run_hooks:
+        ending |= hook(result)
+      saves |= ending
     if saves:
-      checkpoint.save(run.manager, step, state, config, settle.visits())
-    run.dog.progress(f"step {step}")
+      checkpoint.save(run.checkpoints, step, state, config, pairs.collected())
+    run.watchdog.progress(f"step {step}")
   return state
 
 
+def open_hooks(run: Run, pairs: hooks.CollectPairs) -> list[hooks.Hook]:
+  """The hooks of this process, in the order in which they are called."""
+  config, logger = run.config, run.logger
+  listed: list[hooks.Hook] = [
+    hooks.end_if_preempted,
+    hooks.SkippedSteps(config, run.checkpoints, logger, pairs),
+  ]
+  if run.retrieval:
+    listed.append(pairs)
+  if logger:
+    listed += [
+      hooks.LossSpikes(config["alarms"]["loss_spike"], logger),
+      hooks.MetricRow(
+        logger, run.training.schedule, run.corrupt_records, pairs
+      ),
+      hooks.CollapsedWeights(config, logger),
+    ]
+  if logger and run.retrieval:
+    listed.append(hooks.EvaluationLine(logger, run.retrieval.chance, pairs))
+  return listed
+
+
+def step_result(
+  config: dict[str, Any],
+  step: int,
+  metrics: dict[str, Any],
+  evaluation: dict[str, float],
+  state: Any,
+) -> hooks.StepResult:
+  """Fetches the metrics of a step to the host."""
+  metrics = jax.device_get(metrics)
+  return hooks.StepResult(
+    step=step,
+    pairs=metrics.pop("pairs"),
+    preempted=bool(metrics.pop("stop")),
+    metrics=metrics,
+    evaluation=evaluation,
+    logged=step % config["log_every"] == 0 or step == config["total_steps"],
+    state=state,
+  )
+
+
 def next_batch(run: Run) -> dict[str, jax.Array]:
-  """The next global batch, with the word of each process on ending."""
-  with run.monitor.waiting() if run.monitor else contextlib.nullcontext():
+  """The next global batch; the preemption flag is one of its fields."""
+  with run.logger.waiting() if run.logger else contextlib.nullcontext():
     rows = next(run.batches)
-    rows["stop"] = np.full(len(rows["pair_index"]), run.stop.requested)
+    rows["stop"] = np.full(len(rows["pair_index"]), run.preemption.requested)
     return sharding.to_global(rows, run.mesh)
 
 
 def compile_step(run: Run, state: Any, batch: dict[str, jax.Array]) -> Callable:
-  """The compiled step, once every process has it.
+  """The compiled train step, once every process has it.
 
-  A process that has it in its cache would else wait for the others inside the
-  step, where a CPU cluster gives up after half a minute.
+  A process that has it in its cache would otherwise wait for the others inside
+  the step, where a cluster of CPUs gives up after half a minute.
   """
   compiled = run.training.step.lower(state, batch).compile()
-  run.dog.progress("compiling the step")
-  distributed.barrier("compiled", COMPILED_WITHIN)
+  run.watchdog.progress("compiling the step")
+  distributed.barrier("compiled", COMPILE_SECONDS)
   return compiled
 
 
-class Settler:
-  """Reads the metrics of steps, in order: logs, warns, and ends bad runs."""
+def evaluate(run: Run, step: int, state: Any) -> dict[str, float]:
+  """Metrics of the in-training evaluation after `step`; {} if none is due.
 
-  def __init__(self, run: Run):
-    """Nothing is read yet."""
-    self._run = run
-    self._spikes = diagnostics.SpikeWatch(run.config["alarms"]["loss_spike"])
-    self._collapsed = False
-    self._pairs = open_pairs(run)
-
-  def visits(self) -> dict[str, np.ndarray]:
-    """Those of the PairWatch, for a checkpoint."""
-    return self._pairs.visits() if self._pairs else {}
-
-  def __call__(
-    self,
-    step: int,
-    metrics: dict[str, Any],
-    found: dict[str, float],
-    state: Any,
-  ) -> bool:
-    """Takes what step `step` gave; returns whether the run is to end.
-
-    Args:
-      step: the next after the last that was given.
-      metrics: of the train step.
-      found: by the RetrievalWatch after it.
-      state: a later one, or that step's.
-    """
-    config, monitor = self._run.config, self._run.monitor
-    pairs, stop = metrics.pop("pairs"), bool(metrics.pop("stop"))
-    if metrics["skipped"]:
-      self._skipped(step, jax.device_get(metrics | {"pairs": pairs}), state)
-    if monitor:
-      self._watch_loss(step, float(metrics["loss"]))
-    if self._pairs:
-      self._pairs.add(jax.device_get(pairs))
-    if found:
-      found |= self._pairs.summary()
-    total = config["total_steps"]
-    if monitor and (step % config["log_every"] == 0 or step == total):
-      row = jax.device_get(metrics)
-      row["learning_rate"] = self._run.training.schedule(step - 1)
-      row |= self._run.damage.counts()
-      monitor.log(step, row | found)
-      self._watch_weights(step, float(row["effective_sample_size"]))
-      if found:
-        monitor.evaluated(step, found, self._run.retrieval.chance())
-    return stop
-
-  def _skipped(self, step, metrics, state):
-    """Says what was not finite; ends the run after too many in a row."""
-    config, run = self._run.config, self._run
-    found = diagnostics.bad_numbers(metrics)
-    bad = int(metrics["bad_steps"])
-    if run.monitor:
-      run.monitor.note(
-        step,
-        "skipped",
-        f"step {step} was skipped: {diagnostics.bad_numbers_in_words(found)}"
-        f" ({bad} in a row, {int(metrics['skipped_steps'])} in all)",
-        **found,
-      )
-    if bad >= config["max_bad_steps"]:
-      last = int(state.step)
-      checkpoint.save(run.manager, last, state, config, self.visits())
-      checkpoint.wait(run.manager)
-      raise UserError(
-        f"{bad} steps in a row had a loss or gradient that is not finite; the"
-        f" last good parameters are saved as step {last}; train in another"
-        " --workdir with a lower config.optimizer.learning_rate"
-      )
-
-  def _watch_loss(self, step, loss):
-    before = self._spikes.above(loss)
-    if before is not None:
-      self._run.monitor.note(
-        step,
-        "loss_spike",
-        f"the loss of step {step} is {loss:.3f}, far above {before:.3f}, the"
-        " median of the steps before",
-        loss=loss,
-        median=before,
-      )
-
-  def _watch_weights(self, step, effective):
-    share = effective / self._run.config["batch_size"]
-    floor = self._run.config["alarms"]["effective_sample_share"]
-    if share < floor and not self._collapsed:
-      self._run.monitor.note(
-        step,
-        "confidences_collapsed",
-        f"the confidences have collapsed: the weights of step {step} are worth"
-        f" {effective:.1f} pairs of {self._run.config['batch_size']}; look at"
-        " noise_rate and confidence_histogram in metrics.jsonl, and raise"
-        " config.objective.floor or lower config.objective.power",
-        effective_sample_share=share,
-      )
-    self._collapsed = share < floor
-
-
-def open_pairs(run: Run) -> Any:
-  """The PairWatch of the run, None where nothing is evaluated."""
-  if run.retrieval is None:
-    return None
-  from calince_jax.training.retrieval_eval import PairWatch
-
-  pairs = PairWatch()
-  if run.visits:
-    pairs.add(run.visits)
-  return pairs
-
-
-def evaluate(run: Run, state: Any) -> dict[str, float]:
-  """What the RetrievalWatch says now; its time is not that of training."""
+  Its time does not count as training.
+  """
+  config = run.config
+  if not run.retrieval or (
+    step % config["evaluate_every"] and step != config["total_steps"]
+  ):
+    return {}
   jax.block_until_ready(state.step)
-  run.dog.progress("training, before an evaluation")
-  with run.monitor.paused() if run.monitor else contextlib.nullcontext():
+  run.watchdog.progress("training, before an evaluation")
+  with run.logger.paused() if run.logger else contextlib.nullcontext():
     return run.retrieval.metrics(state.ema_params)

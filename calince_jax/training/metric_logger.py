@@ -1,7 +1,7 @@
-"""What is watched of a run: a progress line, its files, a clu writer.
+"""Writes the metrics and events of a run, and prints its progress.
 
 WORKDIR/metrics.jsonl   the metrics of every log_every-th step
-WORKDIR/events.jsonl    what happened: starts, stops, skipped steps, alarms
+WORKDIR/events.jsonl    events: starts, ends, skipped steps, warnings
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from etils import epath
 
 from calince_jax.files import LineFile
 
-# Above this share of the time spent waiting for data, say what to do.
+# Above this share of time spent waiting for data, advice is printed.
 WAIT_ADVICE = 0.1
 
 
-class Monitor:
-  """Counts time and writes what is logged; one host of a run has one."""
+class MetricLogger:
+  """Measures time, and writes metrics and events; process 0 has one."""
 
   def __init__(
     self,
@@ -34,13 +34,13 @@ class Monitor:
     batch_size: int,
     writer: Any = None,
   ):
-    """Opens WORKDIR/metrics.jsonl, and drops what lies after `first_step`.
+    """Opens the files, and drops the rows of metrics.jsonl after `first_step`.
 
     Args:
-      workdir: of the run.
-      first_step: steps that are done already.
-      total_steps: of the run.
-      batch_size: the global one.
+      workdir: run folder.
+      first_step: number of steps that are done already.
+      total_steps: number of steps of the run.
+      batch_size: of the global batch.
       writer: a clu MetricWriter, or None.
     """
     self._total = total_steps
@@ -49,7 +49,7 @@ class Monitor:
     self._begin = self._last = time.monotonic()
     self._last_step = self._first_step = first_step
     self._waited = 0.0
-    self._once: dict[str, float] = {}  # for the next row alone
+    self._next_row: dict[str, float] = {}  # more columns of the next row
     self._rows = LineFile(
       epath.Path(workdir) / "metrics.jsonl",
       lambda line: _step(line) <= first_step,
@@ -71,10 +71,10 @@ class Monitor:
     self._last += time.monotonic() - start
 
   def first_step_done(self) -> None:
-    """Says how long it took until the first step was done, and starts anew."""
+    """Prints the time to the first step, and begins to measure steps."""
     seconds = time.monotonic() - self._begin
     print(f"time to first step {seconds:.1f} s", flush=True)
-    self._once = {"seconds_to_first_step": seconds}
+    self._next_row = {"seconds_to_first_step": seconds}
     self._last, self._waited = time.monotonic(), 0.0
     self._last_step = self._first_step + 1
 
@@ -90,7 +90,7 @@ class Monitor:
       "data_wait_share": min(self._waited / elapsed, 1.0),
       "resident_memory_mib": resident_memory_mib(),
     }
-    row, self._once = row | self._once, {}
+    row, self._next_row = row | self._next_row, {}
     self._rows.append(json.dumps({"step": step, **row}))
     self._print(step, row, (self._total - step) / rate)
     if self._writer is not None:
@@ -125,41 +125,43 @@ class Monitor:
         flush=True,
       )
 
-  def note(self, step: int, event: str, words: str = "", **facts: Any) -> None:
-    """Writes an event, and prints `warning: WORDS` where there are any.
+  def event(
+    self, step: int, event: str, message: str = "", **fields: Any
+  ) -> None:
+    """Writes an event, and prints its message, if it has one, as a warning.
 
     Args:
-      step: the last one that is done.
-      event: its kind, one word.
-      words: for the person.
-      facts: more of it, fit for JSON.
+      step: number of steps that are done.
+      event: kind of event, one word.
+      message: for the person; the field `words` of the row.
+      fields: further fields of the row, fit for JSON.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row = {"time": now, "step": step, "event": event}
-    row |= {"words": words} if words else {}
-    self._events.append(json.dumps(row | facts))
-    if words:
-      print(f"warning: {words}", flush=True)
+    row |= {"words": message} if message else {}
+    self._events.append(json.dumps(row | fields))
+    if message:
+      print(f"warning: {message}", flush=True)
 
   def evaluated(
-    self, step: int, found: Mapping[str, float], chance: Mapping[str, float]
+    self, step: int, metrics: Mapping[str, float], chance: Mapping[str, float]
   ) -> None:
-    """Prints the heart of an evaluation during training.
+    """Prints the main metrics of an in-training evaluation.
 
     Args:
-      step: that it is of.
-      found: `SPLIT/t2v_R@1` and the like, and what PairWatch says.
-      chance: `SPLIT/t2v_R@1` and the like of random scores.
+      step: number of steps that are done.
+      metrics: `SPLIT/t2v_R@1` and the like, and the pair statistics.
+      chance: `SPLIT/t2v_R@1` and the like that random embeddings get.
     """
     parts = []
     for split in dict.fromkeys(name.split("/")[0] for name in chance):
       t2v, v2t = (f"{split}/{way}_R@1" for way in ("t2v", "v2t"))
       parts.append(
-        f"{split} t2v R@1 {found[t2v]:.1f} v2t R@1 {found[v2t]:.1f}"
+        f"{split} t2v R@1 {metrics[t2v]:.1f} v2t R@1 {metrics[v2t]:.1f}"
         f" (chance {chance[t2v]:.1f})"
       )
-    if "pairs/auc" in found:
-      parts.append(f"score AUC {found['pairs/auc']:.2f}")
+    if "pairs/auc" in metrics:
+      parts.append(f"score AUC {metrics['pairs/auc']:.2f}")
     print(f"eval {step}: {'  '.join(parts)}", flush=True)
 
   def close(self) -> None:
@@ -169,7 +171,7 @@ class Monitor:
 
 
 def _step(line):
-  """Of a row of metrics.jsonl; one that is damaged is dropped."""
+  """The step of a row of metrics.jsonl; a damaged row counts as late."""
   try:
     return int(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError, RecursionError):

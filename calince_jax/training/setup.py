@@ -18,7 +18,7 @@ from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
 from calince_jax.training import step as train_step
-from calince_jax.training.metric_logger import Monitor
+from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.optimizer import (
   learning_rate_schedule,
   make_optimizer,
@@ -125,11 +125,11 @@ def open_run_folder(
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
   """The readers of the mix and its tokenizer; nothing is decoded yet."""
   from calince_jax.data.input.label_noise import mismatched
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import reader
 
   folders, weights = config_lib.data_mix(config)
   share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
-  infos = [clip_dataset.read_info(folder) for folder in folders]
+  infos = [reader.read_info(folder) for folder in folders]
   path = config_lib.common_tokenizer(folders)
   return {
     "folders": folders,
@@ -137,7 +137,7 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
     "weights": weights,
     "readers": [
       mismatched(
-        clip_dataset.ClipReader(folder, config["data"]["split"]),
+        reader.ClipReader(folder, config["data"]["split"]),
         share,
         seed + d,
       )
@@ -156,7 +156,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
   Raises:
     UserError: `evaluate_every` does not fit, or `folder` lacks a split.
   """
-  from calince_jax.data.records import clip_dataset
+  from calince_jax.data.records import reader
 
   every, log_every = config["evaluate_every"], config["log_every"]
   if every < 0 or every % log_every:
@@ -167,7 +167,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
   if not every:
     return {}
   splits = [s for s in config["evaluate_splits"].split(",") if s]
-  known = clip_dataset.read_info(folder).splits
+  known = reader.read_info(folder).splits
   missing = [split for split in splits if split not in known]
   if missing or not splits:
     raise UserError(
@@ -175,7 +175,7 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
       f" splits {sorted(known)}; name some of them, or set"
       " config.evaluate_every=0"
     )
-  return {split: clip_dataset.ClipReader(folder, split) for split in splits}
+  return {split: reader.ClipReader(folder, split) for split in splits}
 
 
 def open_watch(
@@ -184,12 +184,12 @@ def open_watch(
   mesh: Any,
   training: Training,
 ) -> Any:
-  """The RetrievalWatch of the run, None where nothing is evaluated."""
+  """The RetrievalEval of the run, None where nothing is evaluated."""
   if not data["watched"]:
     return None
-  from calince_jax.training.retrieval_eval import RetrievalWatch
+  from calince_jax.training.retrieval_eval import RetrievalEval
 
-  return RetrievalWatch(
+  return RetrievalEval(
     training.model,
     data["watched"],
     data["tokenizer"],
@@ -203,11 +203,11 @@ def open_watch(
 def open_damage_log(
   config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
 ) -> Any:
-  """The DamageLog of this process."""
-  from calince_jax.data.input.corrupt_records import DamageLog
+  """The CorruptRecordLog of this process."""
+  from calince_jax.data.input.corrupt_records import CorruptRecordLog
 
   rows = sharding.local_rows(config["batch_size"], mesh)
-  return DamageLog(
+  return CorruptRecordLog(
     workdir,
     data["readers"],
     max_bad_fraction=config["data"]["max_bad_fraction"],
@@ -239,7 +239,7 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
     cache=config["data"]["cache"],
-    damage=damage,
+    corrupt_records=damage,
   )
 
 
@@ -258,27 +258,27 @@ def start_or_resume(
     training.layout,
   )
   state = checkpoint.restore(manager, step, abstract)
-  return state, step, checkpoint.restore_visits(manager, step)
+  return state, step, checkpoint.restore_pair_statistics(manager, step)
 
 
 @contextlib.contextmanager
 def open_monitor(
   config: dict[str, Any], workdir: str, first_step: int
-) -> Iterator[Monitor | None]:
+) -> Iterator[MetricLogger | None]:
   """The monitor of process 0, and None in the others."""
   if jax.process_index():
     yield None
     return
   from clu import metric_writers
 
-  monitor = Monitor(
+  monitor = MetricLogger(
     workdir,
     first_step=first_step,
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
-  monitor.note(
+  monitor.event(
     first_step,
     "resumed" if first_step else "started",
     processes=jax.process_count(),

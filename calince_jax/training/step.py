@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective, co_training_loss
-from calince_jax.losses.predictive import summarise
-from calince_jax.models.cali_nce import CaliNCE
+from calince_jax.losses.predictive import reduce_prediction
+from calince_jax.models.cali_nce import CaliNCE, init_params
 from calince_jax.runtime import sharding
-from calince_jax.training.grad_cache import in_micro_batches
+from calince_jax.training.grad_cache import encode_in_chunks
 
 
 @flax.struct.dataclass
@@ -61,30 +61,6 @@ def init_state(
   )
 
 
-def init_params(model: CaliNCE, seed: jax.Array | int) -> Any:
-  """Fresh parameters, float32."""
-  key = jax.random.key(seed)
-  return model.init(
-    {"params": key, "negatives": key, "masking": key},
-    dummy_batch(model.config, batch_size=2),
-    num_negatives=1,
-  )["params"]
-
-
-def dummy_batch(config: Any, batch_size: int) -> dict[str, jax.Array]:
-  """A batch of the right shapes and dtypes, for shape evaluation."""
-  B, L = batch_size, config.text_length
-  T, S = config.num_frames, config.image_size
-  return {
-    "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
-    "text_ids": jnp.ones((B, L), jnp.int32),
-    "text_mask": jnp.ones((B, L), bool),
-    "pair_index": jnp.arange(B, dtype=jnp.int32),
-    "matched": jnp.ones((B,), jnp.int8),
-    "stop": jnp.zeros((B,), bool),
-  }
-
-
 def make_train_step(
   model: CaliNCE,
   optimizer: optax.GradientTransformation,
@@ -126,7 +102,7 @@ def make_train_step(
       method="encode",
     )
     if objective.predictive_weight:
-      encoded["prediction"] = summarise(encoded["prediction"])
+      encoded["prediction"] = reduce_prediction(encoded["prediction"])
     if objective.needs_momentum:
       encoded |= momentum_embeddings(model, ema_params, batch)
     return encoded
@@ -140,11 +116,11 @@ def make_train_step(
         method="choose_masked",
       )
       batch = batch | {"masked": masked}
-    encoded = in_micro_batches(
+    encoded = encode_in_chunks(
       functools.partial(encode, params, state.ema_params),
       batch,
       keys["dropout"],
-      parts=grad_cache_chunks,
+      num_chunks=grad_cache_chunks,
       mesh=mesh,
     )
     related = model.apply(

@@ -61,7 +61,7 @@ def test_a_caption_cannot_mask(model):
   ids, _ = lib.Tokenizer(model).encode(["a [MASK] ☃ square"], 24)
   assert MASK not in ids
   assert (ids == UNK).sum() >= 2
-  # The piece is there for the objective.
+  # The token is there for the objective.
   masked = np.array([[BOS, MASK, EOS]])
   assert "[MASK]" in lib.Tokenizer(model).decode(masked)[0]
 
@@ -110,7 +110,7 @@ def test_errors_are_clear(tmp_path, model):
       lib.Tokenizer(tmp_path / "bad")
 
 
-def test_a_model_with_other_special_pieces_is_refused(tmp_path):
+def test_a_model_with_other_special_tokens_is_refused(tmp_path):
   import sentencepiece
 
   sentencepiece.SentencePieceTrainer.train(
@@ -120,5 +120,5 @@ def test_a_model_with_other_special_pieces_is_refused(tmp_path):
     hard_vocab_limit=False,
     minloglevel=2,
   )
-  with pytest.raises(UserError, match="begins with the pieces"):
+  with pytest.raises(UserError, match="begins with the tokens"):
     lib.Tokenizer(tmp_path / "other.model")

@@ -89,7 +89,7 @@ def test_all_matched_has_no_auc():
 
 
 @pytest.mark.parametrize(
-  ("confidence", "score", "matched", "message"),
+  ("confidence", "alignment_score", "matched", "message"),
   [
     ([1.2], [0], [1], "not in"),
     ([np.nan], [0], [1], "NaN"),
@@ -98,8 +98,8 @@ def test_all_matched_has_no_auc():
     ([], [], [], "no pair"),
   ],
 )
-def test_bad_input_is_said(confidence, score, matched, message):
+def test_bad_input_is_named(confidence, alignment_score, matched, message):
   with pytest.raises(UserError, match=message):
     calibration_metrics.calibration_report(
-      np.array(confidence), np.array(score), np.array(matched)
+      np.array(confidence), np.array(alignment_score), np.array(matched)
     )

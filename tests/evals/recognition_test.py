@@ -69,7 +69,7 @@ def test_clips_of_one_group_are_one_witness():
   assert "3-fold" in enough["protocol"]["regularisation"]
 
 
-def test_a_class_unknown_in_training_counts_as_wrong_and_is_said():
+def test_a_class_unknown_in_training_counts_as_wrong_and_is_reported():
   rng = np.random.default_rng(4)
   test, labels = clips(rng, 4, 3, 0.05)
   labels[:4] = ["unseen"] * 4
@@ -107,7 +107,7 @@ def test_wilson_known_values():
   assert recognition.wilson(0, 20) == pytest.approx([0, 16.11], abs=0.01)
 
 
-def test_bad_input_is_said():
+def test_bad_input_is_named():
   rng = np.random.default_rng(6)
   features, labels = clips(rng, 3, 2)
   with pytest.raises(UserError, match="6 test clips but 5 labels"):

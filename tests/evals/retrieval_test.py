@@ -10,13 +10,13 @@ from calince_jax.evals import ranks, retrieval
 NAMES = ["R@1", "R@5", "R@10", "MedR", "MeanR"]
 
 
-def by_every_order(scores, relevant, ks=(1, 5, 10)):
+def by_every_order(similarities, relevant, ks=(1, 5, 10)):
   """Loops over all orders of the gallery; ties keep the order's order."""
-  Q, G = scores.shape
+  Q, G = similarities.shape
   hits, ranks = np.zeros((Q, len(ks))), np.zeros(Q)
   for q in range(Q):
     for order in itertools.permutations(range(G)):
-      ranked = sorted(order, key=lambda item, q=q: -scores[q, item])
+      ranked = sorted(order, key=lambda item, q=q: -similarities[q, item])
       rank = 1 + min(i for i, item in enumerate(ranked) if relevant[q, item])
       ranks[q] += rank / math.factorial(G)
       hits[q] += [(rank <= k) / math.factorial(G) for k in ks]
@@ -27,27 +27,27 @@ def by_every_order(scores, relevant, ks=(1, 5, 10)):
 @pytest.mark.parametrize("several", [False, True])
 def test_ties_are_resolved_as_over_every_order(several):
   rng = np.random.default_rng(several)
-  scores = rng.integers(0, 3, (8, 6)).astype(np.float32)
+  similarities = rng.integers(0, 3, (8, 6)).astype(np.float32)
   relevant = np.eye(6, dtype=bool)[rng.integers(0, 6, 8)]
   if several:
     relevant |= rng.random((8, 6)) < 0.4
-  want = by_every_order(scores, relevant)
-  got = retrieval.retrieval_metrics(scores, relevant)
+  want = by_every_order(similarities, relevant)
+  got = retrieval.retrieval_metrics(similarities, relevant)
   assert list(got) == NAMES
   assert got == pytest.approx(want, abs=1e-9)
   lists = [np.flatnonzero(row) for row in relevant]
-  assert retrieval.retrieval_metrics(scores, lists) == got
+  assert retrieval.retrieval_metrics(similarities, lists) == got
 
 
 def test_no_ties_is_the_plain_rank():
-  scores = np.array([[3, 2, 1], [3, 2, 1], [3, 1, 2]], np.float32)
-  got = retrieval.retrieval_metrics(scores, np.eye(3, dtype=bool))
+  similarities = np.array([[3, 2, 1], [3, 2, 1], [3, 1, 2]], np.float32)
+  got = retrieval.retrieval_metrics(similarities, np.eye(3, dtype=bool))
   want = {"R@1": 100 / 3, "R@5": 100, "R@10": 100, "MedR": 2, "MeanR": 5 / 3}
   assert got == pytest.approx(want)
 
 
-def test_rounded_scores_cost_one_point_not_seven():
-  """Rounding scores makes ties; the expected rank hardly moves."""
+def test_rounded_similarities_cost_one_point_not_seven():
+  """Rounding similarities makes ties; the expected rank hardly moves."""
   rng = np.random.default_rng(0)
   exact = rng.normal(size=(400, 400)) + 2.4 * np.eye(400)
   fine = exact.astype(np.float32)
@@ -63,16 +63,16 @@ def test_rounded_scores_cost_one_point_not_seven():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_scores_must_be_float32(dtype):
+def test_similarities_must_be_float32(dtype):
   with pytest.raises(UserError, match="not float32"):
     retrieval.retrieval_metrics(np.eye(3, dtype=dtype), np.eye(3, dtype=bool))
 
 
-def test_scores_must_be_finite_and_queries_answerable():
-  scores = np.eye(3, dtype=np.float32)
-  scores[1, 2] = np.nan
+def test_similarities_must_be_finite_and_queries_answerable():
+  similarities = np.eye(3, dtype=np.float32)
+  similarities[1, 2] = np.nan
   with pytest.raises(UserError, match="NaN"):
-    retrieval.retrieval_metrics(scores, np.eye(3, dtype=bool))
+    retrieval.retrieval_metrics(similarities, np.eye(3, dtype=bool))
   with pytest.raises(UserError, match="query 1 has no right item"):
     retrieval.retrieval_metrics(np.eye(3, dtype=np.float32), [[0], [], [2]])
 
@@ -83,12 +83,12 @@ def test_chance_of_one_right_item_is_k_over_g():
   assert got == pytest.approx(want)
 
 
-def test_chance_is_what_random_scores_give():
+def test_chance_is_what_random_similarities_give():
   rng = np.random.default_rng(1)
   Q, G = 4001, 40
   relevant = np.arange(G) < rng.choice([1, 2, 9], (Q, 1))
-  scores = rng.random((Q, G)).astype(np.float32)
-  got = retrieval.retrieval_metrics(scores, relevant)
+  similarities = rng.random((Q, G)).astype(np.float32)
+  got = retrieval.retrieval_metrics(similarities, relevant)
   want = retrieval.chance(relevant.sum(axis=1), G)
   for name in NAMES:
     assert got[name] == pytest.approx(want[name], rel=0.08), name
@@ -119,12 +119,14 @@ def test_several_captions_a_video(monkeypatch):
   rng = np.random.default_rng(2)
   text, video = embeddings(rng, 9, 4), embeddings(rng, 5, 4)
   owner = np.array([0, 0, 0, 1, 1, 3, 4, 4, 4])  # video 2 has no caption
-  scores = text @ video.T
-  t2v = [1 + sum(row > row[v]) for row, v in zip(scores, owner, strict=True)]
+  similarities = text @ video.T
+  t2v = [
+    1 + sum(row > row[v]) for row, v in zip(similarities, owner, strict=True)
+  ]
   v2t = []
   for v in (0, 1, 3, 4):
-    best = scores[owner == v, v].max()
-    v2t.append(1 + sum(scores[owner != v, v] > best))
+    best = similarities[owner == v, v].max()
+    v2t.append(1 + sum(similarities[owner != v, v] > best))
   got = retrieval.text_video_metrics(text, video, owner)
   for name, rank in (("t2v", np.array(t2v)), ("v2t", np.array(v2t))):
     for k in (1, 5):
@@ -139,7 +141,7 @@ def test_several_captions_a_video(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [37, 600])
-def test_a_collapsed_encoder_scores_exactly_chance(size):
+def test_a_collapsed_encoder_is_exactly_at_chance(size):
   rng = np.random.default_rng(3)
   same = np.repeat(embeddings(rng, 1, 33), size, axis=0)
   owner = np.arange(size)
@@ -149,18 +151,18 @@ def test_a_collapsed_encoder_scores_exactly_chance(size):
 
 def test_dual_softmax_is_the_product_of_both_softmaxes():
   rng = np.random.default_rng(4)
-  scores = rng.normal(size=(4, 6)).astype(np.float32)
-  e = np.exp(scores.astype(np.float64) / 0.5)
+  similarities = rng.normal(size=(4, 6)).astype(np.float32)
+  e = np.exp(similarities.astype(np.float64) / 0.5)
   want = (e / e.sum(1, keepdims=True)) * (e / e.sum(0, keepdims=True))
-  got = retrieval.dual_softmax(scores, 0.5)
+  got = retrieval.dual_softmax(similarities, 0.5)
   assert got.dtype == np.float32
   np.testing.assert_allclose(np.exp(got), want, rtol=1e-5)
 
 
 def test_dual_softmax_demotes_a_hub():
   """Video 0 is near all texts; only with all queries seen is it unmasked."""
-  scores = np.array([[9, 0, 0], [9, 8, 0], [9, 0, 8]], np.float32)
-  text, video = scores, np.eye(3, dtype=np.float32)
+  similarities = np.array([[9, 0, 0], [9, 8, 0], [9, 0, 8]], np.float32)
+  text, video = similarities, np.eye(3, dtype=np.float32)
   plain = retrieval.text_video_metrics(text, video, np.arange(3))
   dual = retrieval.text_video_metrics(
     text, video, np.arange(3), dual_softmax_temperature=1.0

@@ -1,10 +1,9 @@
-"""Makes a golden checkpoint: the folder of a run as this version writes it.
+"""Makes a golden checkpoint: a run folder as this version writes it.
 
     python tests/goldens/make_checkpoint.py   # checkpoint_vVERSION.tar.xz here
 
-Run it once for each new run_folder.FORMAT_VERSION, before the next one comes;
-the older files stay, and tests/runtime/checkpoint_test.py goes on from each of
-them.
+Run it once for each run_folder.FORMAT_VERSION, before the next version comes;
+the older files stay, and tests/runtime/checkpoint_test.py resumes from each.
 """
 
 import sys
@@ -27,19 +26,19 @@ STEP = 3
 
 
 def pattern(leaf: np.ndarray) -> np.ndarray:
-  """What each leaf is filled with: it compresses to nothing."""
+  """The content of a leaf; it compresses to almost nothing."""
   return (np.arange(leaf.size) % 7).reshape(leaf.shape).astype(leaf.dtype)
 
 
 def main() -> None:
-  """Writes the folder of a run, and packs it."""
+  """Writes a run folder, and packs it."""
   with tempfile.TemporaryDirectory() as folder:
     data, run = Path(folder) / "data", Path(folder) / "run"
     data.mkdir()
     conftest.write_tiny_dataset(data)
     config = conftest.tiny_config(data).to_dict()
     opened = setup.open_data(config)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices())
     training = setup.compile_training(
       config, mesh, vocabulary=Vocabulary(80), num_pairs=104
     )

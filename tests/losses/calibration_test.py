@@ -47,7 +47,7 @@ def test_posterior_inverts_the_bayes_optimal_score(K, eta):
     g = np.log(a / K)  # the logit of s* = a / (a + K)
   clean = (1 - eta) * R / np.where(a > 0, a, 1)
   clean[a == 0] = 0
-  w = calibration.posterior(jnp.float32(g), eta, K)
+  w = calibration.logit_posterior(jnp.float32(g), eta, K)
   # At eta = 0 every pair is clean by assumption, but for s = 0 exactly.
   np.testing.assert_allclose(w[1:], clean[1:], atol=1e-5)
 
@@ -63,16 +63,16 @@ def scores_of(rng, n=64, K=4):
   }
 
 
-def observed(scores, score="both"):
-  return calibration.observe(
-    calibration.init_state(64), scores, score=score, decay=0.9
+def observed(scores, scorer="both"):
+  return calibration.update_statistics(
+    calibration.init_state(64), scores, scorer=scorer, decay=0.9
   )
 
 
-@pytest.mark.parametrize("score", calibration.SCORES)
-def test_a_score_is_measured_in_deviations_of_the_negatives(rng, score):
+@pytest.mark.parametrize("scorer", calibration.SCORERS)
+def test_alignment_scores_are_standardised_by_the_negatives(rng, scorer):
   scores = scores_of(rng)
-  _, x = observed(scores, score)
+  _, x = observed(scores, scorer)
 
   def z(values):
     values = np.asarray(values, np.float64)
@@ -80,7 +80,7 @@ def test_a_score_is_measured_in_deviations_of_the_negatives(rng, score):
 
   expected = {name: z(values) for name, values in scores.items()}
   expected["both"] = (expected["head"] + expected["cosine"]) / np.sqrt(2)
-  np.testing.assert_allclose(x, expected[score], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(x, expected[scorer], rtol=1e-4, atol=1e-4)
 
 
 def test_kinds_of_confidence(rng):
@@ -94,7 +94,7 @@ def test_kinds_of_confidence(rng):
         kind,
         state,
         x=x,
-        scores=scores,
+        raw_scores=scores,
         matched=matched,
         noise_rate=0.3,
         num_negatives=2,
@@ -110,7 +110,7 @@ def test_kinds_of_confidence(rng):
   np.testing.assert_array_equal(confidence("oracle")[:4], [1, 0, 1, 1])
   np.testing.assert_array_equal(
     confidence("density_ratio"),
-    density_ratio.posterior(state["histograms"], 0.3, x),
+    density_ratio.matched_posterior(state["histograms"], 0.3, x),
   )
   ratio = confidence("density_ratio")
   assert ratio[:48].mean() > 0.9 and ratio[48:].mean() < 0.4
@@ -123,7 +123,7 @@ def test_kinds_of_confidence(rng):
     confidence("trust")
 
 
-@pytest.mark.parametrize("kind", calibration.KINDS)
+@pytest.mark.parametrize("kind", calibration.CONFIDENCES)
 def test_confidence_takes_no_gradient(rng, kind):
   scores = scores_of(rng)
 
@@ -133,7 +133,7 @@ def test_confidence_takes_no_gradient(rng, kind):
       kind,
       state,
       x=x,
-      scores=scores,
+      raw_scores=scores,
       matched=jnp.ones(64, jnp.int8),
       noise_rate=0.2,
       num_negatives=4,
@@ -143,27 +143,31 @@ def test_confidence_takes_no_gradient(rng, kind):
   assert not any(np.any(grad) for grad in jax.tree.leaves(grads))
 
 
-def test_what_is_frozen_gives_the_same_confidence(rng):
+def test_inference_gives_the_same_confidence(rng):
   scores = scores_of(rng)
   state, x = observed(scores)
-  frozen = calibration.freeze(state, score="both", noise_rate=None)
+  frozen = calibration.inference_calibration(
+    state, scorer="both", noise_rate=None
+  )
   assert json.loads(json.dumps(frozen)) == frozen
-  again, p = calibration.frozen_confidence(frozen, scores)
+  again, p = calibration.inference_confidence(frozen, scores)
   np.testing.assert_allclose(again[:, 0], x, rtol=1e-4, atol=1e-4)
   eta = density_ratio.estimate_noise_rate(state["histograms"])
-  expected = density_ratio.posterior(state["histograms"], eta, x)
+  expected = density_ratio.matched_posterior(state["histograms"], eta, x)
   np.testing.assert_allclose(p[:, 0], expected, atol=1e-3)
   assert frozen["noise_rate"] == eta
-  given = calibration.freeze(state, score="both", noise_rate=0.1)
+  given = calibration.inference_calibration(
+    state, scorer="both", noise_rate=0.1
+  )
   assert given["noise_rate"] == 0.1
   assert np.mean(given["posterior"]) > np.mean(frozen["posterior"])
 
 
-def test_a_pair_is_remembered_by_its_index():
+def test_the_memory_averages_the_confidence_of_each_pair():
   memory = calibration.init_state(5)["memory"]
   visits = ([1, 3], [0.2, 1.0]), ([3, 0], [0.5, 0.6]), ([3, 4], [0.0, 1.0])
   for index, confidence in visits:
-    memory, average = calibration.remember(
+    memory, average = calibration.update_memory(
       memory, jnp.array(index), jnp.array(confidence), decay=0.75
     )
   # Pair 3: a plain mean of its first visits, 1 / (1 - decay) = 4 of them.
@@ -171,15 +175,15 @@ def test_a_pair_is_remembered_by_its_index():
   np.testing.assert_allclose(memory["confidence"], [0.6, 0.2, 0, 0.5, 1.0])
   np.testing.assert_array_equal(memory["visits"], [1, 1, 0, 3, 1])
   for _ in range(50):
-    memory, average = calibration.remember(
+    memory, average = calibration.update_memory(
       memory, jnp.array([3]), jnp.array([1.0]), decay=0.75
     )
   np.testing.assert_allclose(average, 1.0, atol=1e-5)
 
 
-def test_warm_up_goes_from_one_to_the_confidence():
+def test_warmup_goes_from_one_to_the_weight():
   w = [
-    float(calibration.warm_up(jnp.float32(0.2), jnp.int32(step), 10, 4))
+    float(calibration.warmup_weight(jnp.float32(0.2), jnp.int32(step), 10, 4))
     for step in range(16)
   ]
   assert w[:10] == [1.0] * 10

@@ -47,7 +47,7 @@ def test_the_posterior_is_that_of_bayes(rng, eta):
   # Where there is something to count, and clean pairs do not thin out again
   # (the wider density overtakes the narrow one far to the left).
   seen = x > -1
-  w = density_ratio.posterior(
+  w = density_ratio.matched_posterior(
     histograms_of(given, negatives), eta, jnp.float32(x)
   )
   assert np.abs(np.asarray(w) - bayes)[seen].max() < 0.08
@@ -59,7 +59,9 @@ def test_the_posterior_does_not_depend_on_the_scale_of_the_score(rng):
 
   def posterior(stretch):
     g, n = stretch(given), stretch(negatives)
-    return np.asarray(density_ratio.posterior(histograms_of(g, n), 0.4, g))
+    return np.asarray(
+      density_ratio.matched_posterior(histograms_of(g, n), 0.4, g)
+    )
 
   plain = posterior(lambda x: x)
   bent = posterior(lambda x: x + 0.02 * x**2 * jnp.sign(x))
@@ -88,20 +90,20 @@ def test_the_ratio_is_an_isotonic_regression(rng):
   )
 
 
-def test_scores_that_tell_nothing_apart_trust_nobody_more(rng):
+def test_scores_without_information_give_equal_confidences(rng):
   same = jnp.float32(rng.normal(size=4_000))
   histograms = histograms_of(same, same[:, None])
   cap = density_ratio.LARGEST_NOISE_RATE
   np.testing.assert_allclose(
     density_ratio.estimate_noise_rate(histograms), cap, rtol=1e-6
   )
-  w = np.asarray(density_ratio.posterior(histograms, cap, same))
+  w = np.asarray(density_ratio.matched_posterior(histograms, cap, same))
   assert np.ptp(w) < 1e-3
 
 
-def test_empty_histograms_are_no_nan():
+def test_empty_histograms_give_no_nan():
   empty = density_ratio.init_histograms()
-  w = density_ratio.posterior(empty, 0.5, jnp.array([-1e9, 0.0, 1e9]))
+  w = density_ratio.matched_posterior(empty, 0.5, jnp.array([-1e9, 0.0, 1e9]))
   np.testing.assert_allclose(w, 0.5, atol=1e-6)
   assert float(density_ratio.estimate_noise_rate(empty)) == np.float32(
     density_ratio.LARGEST_NOISE_RATE
@@ -124,6 +126,6 @@ def test_no_gradient_flows():
     histograms = density_ratio.update_histograms(
       density_ratio.init_histograms(), x, x[:, None], 0.9
     )
-    return density_ratio.posterior(histograms, 0.3, x).sum()
+    return density_ratio.matched_posterior(histograms, 0.3, x).sum()
 
   assert not np.any(jax.grad(total)(jnp.array([0.5, -1.0, 2.0])))

@@ -35,7 +35,7 @@ def test_equals_the_tiles_of_xla(rng, loss, products):
   ids = jnp.int32(rng.integers(0, 100, 128))  # some stand twice
 
   def mean(options, video, text, scale, bias):
-    options = options | {"products": products, "pair_ids": ids}
+    options = options | {"matmul_dtype": products, "pair_ids": ids}
     if loss == "nce":
       return tiled_pair_losses(video, text, scale, **options).mean()
     return tiled_siglip(video, text, scale, bias, **options).mean()
@@ -60,7 +60,7 @@ def test_equals_the_tiles_of_xla(rng, loss, products):
 def test_on_eight_devices_equals_the_dense_loss(rng):
   video, text = pairs(rng, 512)
   w = jnp.float32(rng.random(512))
-  mesh = make_mesh(1)
+  mesh = make_mesh(jax.devices(), 1)
   (value, grad), (expected, dense) = (
     jax.jit(jax.value_and_grad(loss))(video, text, w, 14.3)
     for loss in (
@@ -92,14 +92,14 @@ def test_it_lowers_to_triton_for_a_gpu(dtype):
     (64, 32, 64, "64 numbers"),
   ],
 )
-def test_what_it_cannot_cut_is_an_error(n, d, tile, message):
+def test_sizes_that_it_cannot_cut_are_an_error(n, d, tile, message):
   with pytest.raises(ValueError, match=message):
     tiled_pair_losses(
       jnp.ones((n, d)), jnp.ones((n, d)), 1.0, tile=tile, kernel=nce_kernel
     )
 
 
-def test_it_can_be_lifted_out():
+def test_it_imports_nothing_but_jax():
   tree = ast.parse(Path(nce_kernel.__file__).read_text())
   imported = {
     (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)

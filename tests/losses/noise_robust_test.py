@@ -1,6 +1,7 @@
-"""Each row against plain loops in float64, its limits, and other packages."""
+"""Each loss against plain loops in float64, its limits, and other packages."""
 
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -207,31 +208,43 @@ CASES |= {
   for mask in (np.eye, groups)
 }
 by_name = pytest.mark.parametrize("name", CASES)
+# Every test uses these sizes, so that each loss is compiled once for each.
+SIZES = (1, 2, 7)
+LOSS_AND_GRAD = {
+  name: jax.jit(
+    lambda S, function=function: (
+      function(S),
+      jax.grad(lambda S: function(S).sum())(S),
+    )
+  )
+  for name, (function, _) in CASES.items()
+}
 
 
 @by_name
-@pytest.mark.parametrize("n", [1, 2, 7])
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
-def test_equals_plain_loops_in_float64(rng, name, n, scale):
-  S = similarities(rng, n, scale)
-  function, reference = CASES[name]
-  losses = function(jnp.float32(S))
-  assert losses.shape == (n,) and losses.dtype == jnp.float32
-  # exp(x) of a float32 x near 100 knows x to 4e-6 and so itself to 1e-5.
-  np.testing.assert_allclose(losses, reference(S), rtol=3e-5, atol=2e-5)
+def test_equals_plain_loops_in_float64(rng, name):
+  _, reference = CASES[name]
+  for n, scale in itertools.product(SIZES, (1.0, 14.3, 100.0)):
+    S = similarities(rng, n, scale)
+    losses, _ = LOSS_AND_GRAD[name](jnp.float32(S))
+    assert losses.shape == (n,) and losses.dtype == jnp.float32
+    # A float32 near 100 is exact to 4e-6, so its exp is to a factor of 1e-5.
+    np.testing.assert_allclose(
+      losses, reference(S), rtol=3e-5, atol=2e-5, err_msg=f"{n=}, {scale=}"
+    )
 
 
 @by_name
 def test_gradients_equal_finite_differences_in_float64(rng, name):
-  n, h = 4, 1e-6
+  n, h = 7, 1e-6
   S = similarities(rng, n, 5.0)
-  function, reference = CASES[name]
+  _, reference = CASES[name]
   if name in ("albef", "norton"):  # the target is a constant
     target_of = {"albef": momentum_of, "norton": lambda S: S}[name](S)
     reference = functools.partial(
       {"albef": albef_fixed, "norton": norton_fixed}[name], target_of
     )
-  grad = jax.grad(lambda S: function(S).mean())(jnp.float32(S))
+  _, grad = LOSS_AND_GRAD[name](jnp.float32(S))
   expected = np.zeros((n, n))
   for i in range(n):
     for j in range(n):
@@ -239,7 +252,7 @@ def test_gradients_equal_finite_differences_in_float64(rng, name):
       up[i, j] += h
       down[i, j] -= h
       expected[i, j] = np.mean(reference(up)) - np.mean(reference(down))
-  np.testing.assert_allclose(grad, expected / (2 * h), rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(grad / n, expected / (2 * h), rtol=1e-3, atol=1e-5)
 
 
 def albef_fixed(M, S):
@@ -260,62 +273,48 @@ def norton_fixed(S_target, S):
   return losses
 
 
-VALUE_AND_GRAD = {
-  name: jax.jit(
-    lambda S, function=function: (
-      function(S),
-      jax.grad(lambda S: function(S).sum())(S),
-    )
-  )
-  for name, (function, _) in CASES.items()
-}
-
-
 @by_name
 @hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(data=st.data(), scale=st.floats(1, 100, width=32))
 def test_loss_and_gradient_are_finite(name, data, scale):
-  n = data.draw(st.sampled_from([1, 2, 5]))
+  n = data.draw(st.sampled_from(SIZES))
   cosine = data.draw(
     hypothesis.extra.numpy.arrays(
       np.float32, (n, n), elements=st.floats(-1, 1, width=32)
     )
   )
-  loss, grad = VALUE_AND_GRAD[name](scale * cosine)
+  loss, grad = LOSS_AND_GRAD[name](scale * cosine)
   assert np.isfinite(loss).all() and np.isfinite(grad).all()
   if not name.startswith("rince"):  # which has no sign
     assert (loss >= -1e-6).all()  # rounding
 
 
 @by_name
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-@pytest.mark.parametrize("n", [1, 2, 8])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_finite_where_all_embeddings_are_the_same(name, scale, n, sign):
-  same = jnp.zeros((n, 4)).at[:, 0].set(1.0)
-  loss, grad = VALUE_AND_GRAD[name](similarity(same, sign * same, scale))
-  assert np.isfinite(loss).all() and np.isfinite(grad).all()
-  if not name.endswith("groups"):  # which differ in size
-    np.testing.assert_allclose(loss, loss[0], rtol=1e-6)
+def test_finite_where_all_embeddings_are_the_same(name):
+  for n, scale, sign in itertools.product(SIZES, (1.0, 100.0), (1, -1)):
+    loss, grad = LOSS_AND_GRAD[name](np.full((n, n), sign * scale, np.float32))
+    assert np.isfinite(loss).all() and np.isfinite(grad).all(), (n, scale, sign)
+    if not name.endswith("groups") or n < 4:  # else they differ in size
+      np.testing.assert_allclose(
+        loss, np.full(n, loss[0]), rtol=1e-6, err_msg=f"{n=} {scale=} {sign=}"
+      )
 
 
 @by_name
 def test_transposed_batches_give_the_same(rng, name):
-  S = jnp.float32(similarities(rng, 6, 5.0))
+  S = similarities(rng, 7, 5.0).astype(np.float32)
   if name == "albef":
-    M = jnp.float32(similarities(rng, 6, 5.0))
-    losses = noise_robust.albef(S, M, alpha=0.4)
-    transposed = noise_robust.albef(S.T, M.T, alpha=0.4)
+    M = similarities(rng, 7, 5.0).astype(np.float32)
+    albef = jax.jit(functools.partial(noise_robust.albef, alpha=0.4))
+    losses, transposed = albef(S, M), albef(S.T, M.T)
   elif name == "norton":  # once the plan has converged
-    losses, transposed = (
-      noise_robust.norton(x, beta=0.3, iterations=500) for x in (S, S.T)
-    )
+    norton = functools.partial(noise_robust.norton, beta=0.3, iterations=500)
+    losses, transposed = map(jax.jit(norton), (S, S.T))
   else:
-    losses, transposed = (CASES[name][0](x) for x in (S, S.T))
+    losses, transposed = (LOSS_AND_GRAD[name](x)[0] for x in (S, S.T))
   np.testing.assert_allclose(losses, transposed, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize(
   "limit, tolerance",
   [
@@ -327,16 +326,18 @@ def test_transposed_batches_give_the_same(rng, name):
   ],
   ids=["gce", "mixture", "albef", "norton", "rince"],
 )
-def test_the_limit_is_infonce(rng, limit, tolerance, scale):
-  S = jnp.float32(similarities(rng, 6, scale))
-  np.testing.assert_allclose(
-    limit(S), pair_losses(S), rtol=tolerance, atol=1e-5
-  )
+def test_the_limit_is_infonce(rng, limit, tolerance):
+  both = jax.jit(lambda S: (limit(S), pair_losses(S)))
+  for scale in (1.0, 14.3, 100.0):
+    losses, infonce = both(jnp.float32(similarities(rng, 6, scale)))
+    np.testing.assert_allclose(
+      losses, infonce, rtol=tolerance, atol=1e-5, err_msg=f"{scale=}"
+    )
 
 
 def test_rince_tends_to_infonce_plus_log_lam(rng):
   S = jnp.float32(similarities(rng, 6, 5.0))
-  losses = noise_robust.rince(S, q=1e-6, lam=0.025)
+  losses = jax.jit(functools.partial(noise_robust.rince, q=1e-6, lam=0.025))(S)
   np.testing.assert_allclose(
     losses, pair_losses(S) + math.log(0.025), rtol=1e-4
   )
@@ -364,7 +365,8 @@ def test_gce_is_bounded_where_infonce_is_not():
 def test_mixture_gradient_is_the_responsibility_times_infonces(rng, pi):
   n = 6
   S = similarities(rng, n, 5.0)
-  grad = jax.jacobian(noise_robust.mixture)(jnp.float32(S), pi=pi)  # [n, n, n]
+  mixture = functools.partial(noise_robust.mixture, pi=pi)
+  grad = jax.jit(jax.jacobian(mixture))(jnp.float32(S))  # [n, n, n]
   expected = np.zeros((n, n, n))
   for i in range(n):
     for j in range(n):
@@ -376,48 +378,61 @@ def test_mixture_gradient_is_the_responsibility_times_infonces(rng, pi):
   np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-6)
 
 
+sinkhorn = jax.jit(noise_robust.sinkhorn, static_argnums=1)
+
+
 def test_sinkhorn_is_doubly_stochastic(rng):
   for scale, iterations in ((1.0, 50), (10.0, 2000)):
     S = jnp.float32(similarities(rng, 7, scale))
-    plan = np.exp(noise_robust.sinkhorn(S, iterations))
+    plan = np.exp(sinkhorn(S, iterations))
     np.testing.assert_allclose(plan.sum(axis=1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(plan.sum(axis=0), 1.0, rtol=1e-4)
-  unconverged = np.exp(noise_robust.sinkhorn(S, 0))
+  unconverged = np.exp(sinkhorn(S, 0))
   assert abs(unconverged.sum(axis=0) - 1).max() > 0.1
   np.testing.assert_allclose(unconverged, jax.nn.softmax(S, axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("iterations", [0, 1, 50])
-def test_sinkhorn_equals_plain_loops_in_float64(rng, n, iterations):
-  S = similarities(rng, n, 14.3)
-  plan = jnp.exp(noise_robust.sinkhorn(jnp.float32(S), iterations))
-  np.testing.assert_allclose(
-    plan, sinkhorn_loops(S, iterations), rtol=1e-4, atol=1e-6
-  )
+def test_sinkhorn_equals_plain_loops_in_float64(rng, iterations):
+  for n in SIZES:
+    S = similarities(rng, n, 14.3)
+    plan = np.exp(sinkhorn(jnp.float32(S), iterations))
+    np.testing.assert_allclose(
+      plan,
+      sinkhorn_loops(S, iterations),
+      rtol=1e-4,
+      atol=1e-6,
+      err_msg=f"{n=}",
+    )
 
 
 @pytest.mark.parametrize("name", ["albef", "norton"])
 def test_targets_sum_to_one(rng, name):
   """Only then is the cross entropy to a uniform p the log of n, and only then
   does a constant added to S change nothing."""
-  S = jnp.float32(similarities(rng, 6, 5.0))
+  S = jnp.float32(similarities(rng, 7, 5.0))
   uniform = jnp.zeros_like(S)  # every log p is -log n
-  if name == "albef":
-    losses = noise_robust.albef(uniform, S, alpha=0.4)
-  else:
-    losses = noise_robust.norton(uniform, beta=0.4, iterations=3)
-  np.testing.assert_allclose(losses, math.log(6), rtol=1e-6)
-  grad = jax.grad(lambda x: CASES[name][0](x).sum())(S)
+  loss = {
+    "albef": lambda: noise_robust.albef(uniform, S, alpha=0.4),
+    "norton": lambda: noise_robust.norton(uniform, beta=0.4, iterations=3),
+  }[name]
+  np.testing.assert_allclose(jax.jit(loss)(), math.log(7), rtol=1e-6)
+  _, grad = LOSS_AND_GRAD[name](S)
   np.testing.assert_allclose(grad.sum(), 0.0, atol=1e-5)
 
 
 def test_the_momentum_model_takes_no_gradient_and_matters(rng):
   S, M = (jnp.float32(similarities(rng, 5, 5.0)) for _ in range(2))
-  loss = lambda S, M: noise_robust.albef(S, M, alpha=0.4).sum()  # noqa: E731
-  to_S, to_M = jax.grad(loss, argnums=(0, 1))(S, M)
+
+  @jax.jit
+  def loss_and_grads(S, M):
+    return jax.value_and_grad(
+      lambda S, M: noise_robust.albef(S, M, alpha=0.4).sum(), argnums=(0, 1)
+    )(S, M)
+
+  loss, (to_S, to_M) = loss_and_grads(S, M)
   assert np.any(to_S) and not np.any(to_M)
-  assert abs(loss(S, M) - loss(S, -M)) > 1e-2
+  assert abs(loss - loss_and_grads(S, -M)[0]) > 1e-2
 
 
 def test_siglip_mean_is_the_papers_double_sum(rng):
@@ -437,23 +452,18 @@ def test_siglip_mean_is_the_papers_double_sum(rng):
 )
 @pytest.mark.parametrize("mask", [np.eye, groups])
 def test_mil_nce_floor(variant, floor, mask):
-  positives = jnp.array(mask(6), bool)
-  perfect = jnp.where(positives, 100.0, -100.0)
-  losses = noise_robust.mil_nce(perfect, positives, variant=variant)
+  perfect = np.where(np.array(mask(7), bool), 100, -100).astype(np.float32)
+  losses, _ = LOSS_AND_GRAD[f"mil_nce_{variant}_{mask.__name__}"](perfect)
   np.testing.assert_allclose(losses, floor, rtol=1e-5, atol=1e-5)
 
 
 def test_mil_nce_does_not_push_a_clips_own_texts_away(rng):
-  positives = jnp.array(groups(6), bool)
-  S = jnp.float32(similarities(rng, 6, 3.0))
+  positives = groups(7)
+  S = jnp.float32(similarities(rng, 7, 3.0))
   for variant in noise_robust.MIL_NCE_VARIANTS:
-    grad = jax.grad(
-      lambda S, variant=variant: noise_robust.mil_nce(
-        S, positives, variant=variant
-      ).sum()
-    )(S)
-    assert (np.asarray(grad)[np.asarray(positives)] < 0).all()
-    assert (np.asarray(grad)[~np.asarray(positives)] > 0).all()
+    _, grad = LOSS_AND_GRAD[f"mil_nce_{variant}_groups"](S)
+    assert (np.asarray(grad)[positives] < 0).all()
+    assert (np.asarray(grad)[~positives] > 0).all()
 
 
 def test_unknown_variants_are_an_error():
@@ -466,27 +476,24 @@ XID = {"delta": 0.5, "kappa": 0.5, "w_min": 0.25}
 
 def test_robust_xid_weights_equal_plain_loops_in_float64(rng):
   cosine = rng.uniform(-1, 1, size=9)
-  weights = noise_robust.robust_xid_weights(
-    jnp.float32(cosine), 0.1, 0.4, **XID
-  )
+  xid = jax.jit(functools.partial(noise_robust.robust_xid_weights, **XID))
+  weights = xid(jnp.float32(cosine), 0.1, 0.4)
   expected = robust_xid_loops(cosine, 0.1, 0.4, **XID)
   np.testing.assert_allclose(weights, expected, rtol=1e-5)
-  at_threshold = noise_robust.robust_xid_weights(
-    jnp.float32([0.1 + 0.5 * 0.4]), 0.1, 0.4, **XID
-  )
+  at_threshold = xid(jnp.full(9, 0.1 + 0.5 * 0.4), 0.1, 0.4)
   np.testing.assert_allclose(at_threshold, 0.25 + 0.75 / 2, rtol=1e-5)
 
 
 def test_robust_xid_weights_are_finite_without_spread_and_take_no_gradient():
   cosine = jnp.float32([-1, 0.2, 1])
-  weights = noise_robust.robust_xid_weights(
-    cosine, 0.2, 0.0, delta=0.0, kappa=0.5, w_min=0.25
+  xid = noise_robust.robust_xid_weights
+  weights = jax.jit(functools.partial(xid, delta=0.0, kappa=0.5, w_min=0.25))(
+    cosine, 0.2, 0.0
   )
   np.testing.assert_allclose(weights, [0.25, 0.625, 1.0], rtol=1e-5)
-  grads = jax.grad(
-    lambda *x: noise_robust.robust_xid_weights(*x, **XID).sum(),
-    argnums=(0, 1, 2),
-  )(cosine, jnp.float32(0.2), jnp.float32(0.3))
+  grads = jax.jit(jax.grad(lambda *x: xid(*x, **XID).sum(), argnums=(0, 1, 2)))(
+    cosine, jnp.float32(0.2), jnp.float32(0.3)
+  )
   assert all(not np.any(grad) for grad in grads)
 
 
@@ -503,25 +510,30 @@ def mean_and_std_of(values):
   return moments.mean_and_std(seen)
 
 
-@pytest.mark.parametrize("name", [*CASES, *EVERYTHING_ELSE])
-def test_eight_devices_equal_one(rng, name):
-  function = CASES[name][0] if name in CASES else EVERYTHING_ELSE[name]
+def test_eight_devices_equal_one(rng):
+  functions = {name: function for name, (function, _) in CASES.items()}
+  functions |= EVERYTHING_ELSE
 
   def losses(video, text):
     S = similarity(video, text, 10.0)
-    return function(S), jax.grad(lambda S: function(S).mean())(S)
+    return {
+      name: (
+        function(S),
+        jax.grad(lambda S, function=function: function(S).mean())(S),
+      )
+      for name, function in functions.items()
+    }
 
   x = jnp.float32(rng.normal(size=(2, 32, 16)))
   video, text = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   plain = jax.jit(losses)(video, text)
-  rows = NamedSharding(make_mesh(1), P("data"))
+  rows = NamedSharding(make_mesh(jax.devices(), 1), P("data"))
   spread = [jax.device_put(x, rows) for x in (video, text)]
   assert len(spread[0].sharding.device_set) == 8
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    plain,
-    jax.jit(losses)(*spread),
-  )
+  sharded = jax.jit(losses)(*spread)
+  for name in functions:
+    for one, eight in zip(plain[name], sharded[name], strict=True):
+      np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.fixture(scope="module")

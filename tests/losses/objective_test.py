@@ -1,17 +1,18 @@
 """The co-training mix: which terms count, and how much."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import PLAIN_OBJECTIVE
 
 from calince_jax.losses import calibration, noise_robust
 from calince_jax.losses.calibrated_nce import pair_losses, similarity
 from calince_jax.losses.contrastive import LOSSES
-from calince_jax.losses.objective import Objective, co_training_loss
-from calince_jax.losses.predictive import predictive_loss, summarise
+from calince_jax.losses.objective import co_training_loss
+from calince_jax.losses.predictive import predictive_loss, reduce_prediction
 
 STEP = jnp.int32(1_000)
 
@@ -32,7 +33,7 @@ def outputs(rng):
     "logit_bias": jnp.float32(-3.0),
     "momentum_video": unit(8, 16),
     "momentum_text": unit(8, 16),
-    "prediction": summarise(tokens(rng)),
+    "prediction": reduce_prediction(tokens(rng)),
   }
 
 
@@ -52,7 +53,10 @@ BATCH = {
 
 def loss_of(outputs, step=STEP, batch=BATCH, **choices):
   return co_training_loss(
-    Objective(**{"num_negatives": 2, "confidence": "posterior"} | choices),
+    replace(
+      PLAIN_OBJECTIVE,
+      **{"num_negatives": 2, "confidence": "posterior"} | choices,
+    ),
     outputs,
     batch,
     calibration.init_state(8),
@@ -81,7 +85,7 @@ def test_methods_differ_in_the_objective_alone(outputs):
   infonce, plain = loss_of(
     outputs,
     confidence="none",
-    score="cosine",
+    scorer="cosine",
     correspondence_weight=0.0,
     predictive_weight=0.0,
   )
@@ -115,7 +119,7 @@ def test_floor_and_power_shape_the_weight_and_not_the_confidence(outputs):
   np.testing.assert_array_equal(shaped["pairs"]["confidence"], w)
 
 
-def test_the_oracle_trusts_what_is_not_known_to_be_wrong(outputs):
+def test_the_oracle_trusts_all_pairs_but_known_mismatches(outputs):
   _, aux = loss_of(outputs, confidence="oracle")
   np.testing.assert_array_equal(
     aux["pairs"]["weight"], [1, 0, 1, 1, 0, 1, 1, 1]
@@ -125,7 +129,7 @@ def test_the_oracle_trusts_what_is_not_known_to_be_wrong(outputs):
 
 
 def test_only_the_oracle_sees_the_truth(outputs):
-  for confidence in set(calibration.KINDS) - {"oracle"}:
+  for confidence in set(calibration.CONFIDENCES) - {"oracle"}:
     losses = {
       float(
         loss_of(
@@ -140,7 +144,9 @@ def test_only_the_oracle_sees_the_truth(outputs):
 
 
 def test_memory_averages_over_visits(outputs):
-  objective = Objective(num_negatives=2, confidence="score", memory=0.9)
+  objective = replace(
+    PLAIN_OBJECTIVE, num_negatives=2, confidence="score", memory=0.9
+  )
   state = calibration.init_state(8)
   seen = []
   for sign in (1.0, -1.0):
@@ -154,12 +160,12 @@ def test_memory_averages_over_visits(outputs):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_each_contrastive_loss_is_another(outputs, kind):
+def test_each_contrastive_loss_is_the_one_that_is_named(outputs, kind):
   alone = {
     "correspondence_weight": 0.0,
     "predictive_weight": 0.0,
     "confidence": "none",
-    "score": "cosine",
+    "scorer": "cosine",
   }
   loss, _ = loss_of(outputs, contrastive=kind, **alone)
   plain, _ = loss_of(outputs, **alone)
@@ -184,7 +190,7 @@ def test_each_contrastive_loss_is_another(outputs, kind):
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
 
 
-def test_mil_nce_takes_a_pair_that_stands_twice_as_positive(outputs):
+def test_mil_nce_takes_a_duplicate_pair_as_positive(outputs):
   twice = BATCH | {"pair_index": jnp.array([0, 0, 2, 3, 4, 5, 6, 7])}
   once, _ = loss_of(outputs, contrastive="mil_nce")
   again, _ = loss_of(outputs, contrastive="mil_nce", batch=twice)
@@ -192,14 +198,14 @@ def test_mil_nce_takes_a_pair_that_stands_twice_as_positive(outputs):
 
 
 def test_albefs_alpha_is_blended_in(outputs):
-  choices = {"confidence": "none", "warmup_steps": 10, "ramp_steps": 10}
+  choices = {"confidence": "none", "warmup_share": 0.01, "ramp_share": 0.01}
   early, _ = loss_of(outputs, jnp.int32(5), contrastive="albef", **choices)
   plain, _ = loss_of(outputs, jnp.int32(5), **choices)
   np.testing.assert_allclose(early, plain, rtol=1e-6)
 
 
 def test_before_the_warm_up_ends_all_pairs_count_alike(outputs):
-  choices = {"noise_rate": 0.4, "warmup_steps": 10, "ramp_steps": 10}
+  choices = {"noise_rate": 0.4, "warmup_share": 0.01, "ramp_share": 0.01}
   _, early = loss_of(outputs, jnp.int32(5), **choices)
   _, late = loss_of(outputs, jnp.int32(50), **choices)
   np.testing.assert_array_equal(early["pairs"]["weight"], 1.0)
@@ -229,7 +235,7 @@ def test_weigh_predictive_weighs_the_predictive_term(outputs):
   )
 
 
-def test_what_is_logged(outputs):
+def test_metrics(outputs):
   _, aux = loss_of(outputs, noise_rate=0.4)
   m = aux["metrics"]
   np.testing.assert_allclose(m["ln_N"], np.log(8), rtol=1e-6)
@@ -263,7 +269,7 @@ def test_token_loss_equals_plain_loops_in_float64(rng):
     ]
     expected.append(np.mean(nats) if nats else 0.0)
   np.testing.assert_allclose(
-    predictive_loss(summarise(prediction)), expected, rtol=1e-5
+    predictive_loss(reduce_prediction(prediction)), expected, rtol=1e-5
   )
 
 
@@ -290,7 +296,9 @@ def test_one_pair_is_finite(outputs):
   for name in ("cosine", "correspondence", "held_out"):
     one[name] = one[name][:, :1]  # no negatives
   batch = jax.tree.map(lambda x: x[:1], BATCH)
-  loss, aux = loss_of(one, batch=batch, confidence="density_ratio")
+  loss, aux = jax.jit(
+    lambda one: loss_of(one, batch=batch, confidence="density_ratio")
+  )(one)
   assert np.isfinite(loss)
   np.testing.assert_allclose(aux["metrics"]["infonce"], 0, atol=1e-5)
 
@@ -299,10 +307,13 @@ def test_one_pair_is_finite(outputs):
   "wrong, message",
   [
     ({"confidence": "trust"}, "posterior"),
-    ({"correspondence_weight": -1.0}, "negative"),
+    (
+      {"correspondence_weight": -1.0},
+      "weight=-1.0 must be a number, at least 0",
+    ),
     ({"correspondence_weight": 0.0}, "needs the correspondence head"),
     ({"contrastive": "triplet"}, "rince"),
-    ({"score": "logit"}, "cosine"),
+    ({"scorer": "logit"}, "cosine"),
     ({"memory": 1.5}, "memory"),
     ({"noise_rate": 1.0}, "noise_rate"),
     ({"floor": 2.0}, "floor"),
@@ -311,4 +322,4 @@ def test_one_pair_is_finite(outputs):
 )
 def test_wrong_choices_are_named(wrong, message):
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(Objective(), **wrong)
+    replace(PLAIN_OBJECTIVE, **wrong)

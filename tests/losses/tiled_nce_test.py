@@ -1,4 +1,4 @@
-"""The tiled loss is the dense one: value and gradients, however it is cut."""
+"""The tiled loss equals the dense one, value and gradients, for any tiling."""
 
 import ast
 import functools
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from calince_jax.losses import contrastive, noise_robust, tiled_nce
 from calince_jax.losses.calibrated_nce import (
   calibrated_nce,
-  leave_out_repeats,
+  mask_duplicate_pairs,
   similarity,
 )
 from calince_jax.losses.tiled_nce import (
@@ -29,16 +29,17 @@ from calince_jax.losses.tiled_nce import (
 )
 from calince_jax.runtime.sharding import make_mesh
 
-KEPT = 2**40  # bytes: all of S is kept for the backward pass
+SAVE_ALL = 2**40  # bytes: all tiles of S are saved for the backward pass
 MESHES = {
   1: lambda: None,
   2: lambda: some_devices(2),
-  8: lambda: make_mesh(1),
+  8: lambda: make_mesh(jax.devices(), 1),
 }
 
 
 def some_devices(count):
   return jax.make_mesh(
+    jax.devices(),
     (count,),
     ("data",),
     axis_types=(AxisType.Auto,),
@@ -47,7 +48,8 @@ def some_devices(count):
 
 
 def pairs(rng, n, d, aligned=0.0):
-  """Unit vectors: video i and text i have a part in common."""
+  """Unit vectors [2, n, d]; video i and text i are the closer, the more
+  `aligned`."""
   x = rng.normal(size=(2, n, d))
   x[1] += aligned * x[0]
   return jnp.float32(x / np.linalg.norm(x, axis=-1, keepdims=True))
@@ -56,6 +58,9 @@ def pairs(rng, n, d, aligned=0.0):
 def value_and_grads(loss):
   """Jitted: (video, text, w, scale) -> loss, (d_video, d_text, d_scale)."""
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 3)))
+
+
+dense_nce = value_and_grads(calibrated_nce)
 
 
 def assert_same(ours, dense, scale=14.3):
@@ -76,11 +81,12 @@ def assert_same(ours, dense, scale=14.3):
 @pytest.mark.parametrize("devices", MESHES)
 def test_equals_the_dense_loss(devices, n, d, tile):
   N, mesh = n * devices, MESHES[devices]()
-  keep = KEPT if (n + devices) % 2 else 0
+  keep = SAVE_ALL if (n + devices) % 2 else 0
   ours = value_and_grads(
-    functools.partial(tiled_calibrated_nce, mesh=mesh, tile=tile, keep=keep)
+    functools.partial(
+      tiled_calibrated_nce, mesh=mesh, tile=tile, max_saved_bytes=keep
+    )
   )
-  dense = value_and_grads(calibrated_nce)
 
   @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
   @hypothesis.given(
@@ -94,7 +100,7 @@ def test_equals_the_dense_loss(devices, n, d, tile):
     video, text = pairs(rng, N, d, aligned)
     w = jnp.float32(rng.random(N) * (rng.random(N) < trusted))  # with zeros
     x = video, text, w, jnp.float32(scale)
-    assert_same(ours(*x), dense(*x), scale)
+    assert_same(ours(*x), dense_nce(*x), scale)
 
   holds()
 
@@ -112,7 +118,8 @@ def test_equals_plain_loops_in_float64_where_the_loss_is_tiny(rng):
     )
     for i in range(6)
   ]
-  l = tiled_pair_losses(video, video, scale, tile=4)
+  losses = functools.partial(tiled_pair_losses, tile=4)
+  l = jax.jit(losses)(video, video, scale)
   assert max(expected) < 1e-2
   np.testing.assert_allclose(l, expected, rtol=1e-4)
 
@@ -121,10 +128,10 @@ def test_equals_plain_loops_in_float64_where_the_loss_is_tiny(rng):
 def test_eight_devices_of_any_mesh_equal_one(rng, model_parallel):
   video, text = pairs(rng, 32, 16)
   w = jnp.float32(rng.random(32))
-  mesh = make_mesh(model_parallel)
+  mesh = make_mesh(jax.devices(), model_parallel)
   spread = NamedSharding(mesh, P("data"))
   on_mesh = [jax.device_put(x, spread) for x in (video, text, w)]
-  dense = value_and_grads(calibrated_nce)(video, text, w, 14.3)
+  dense = dense_nce(video, text, w, 14.3)
   for axis in ("data", mesh.axis_names):
 
     def ours(*x, axis=axis):
@@ -142,17 +149,20 @@ def test_a_mesh_of_explicit_axes_equals_one_device(rng):
   ours = functools.partial(tiled_calibrated_nce, mesh=mesh, tile=3)
   spread = NamedSharding(mesh, P("data"))
   on_mesh = [jax.device_put(x, spread) for x in (video, text, w)]
-  dense = value_and_grads(calibrated_nce)(video, text, w, 14.3)
+  dense = dense_nce(video, text, w, 14.3)
   for arrays in ((video, text, w), on_mesh):
     assert_same(value_and_grads(ours)(*arrays, 14.3), dense)
 
 
 @pytest.mark.parametrize("mesh", [None, 8])
-def test_a_pair_that_stands_twice_is_no_negative_of_itself(rng, mesh):
+def test_a_duplicate_pair_is_no_negative_of_itself(rng, mesh):
   video, text = pairs(rng, 16, 8)
   ids = jnp.int32([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 3, 3, 8, 9])
-  S = similarity(video, text, 10.0)
-  dense = contrastive.pair_losses(leave_out_repeats(S, ids))
+
+  @jax.jit
+  def dense(video):
+    S = similarity(video, text, 10.0)
+    return contrastive.pair_losses(mask_duplicate_pairs(S, ids))
 
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
@@ -163,7 +173,7 @@ def test_a_pair_that_stands_twice_is_no_negative_of_itself(rng, mesh):
     return l.sum(), l
 
   (_, l), _ = ours(video, ids)
-  np.testing.assert_allclose(l, dense, rtol=1e-5)
+  np.testing.assert_allclose(l, dense(video), rtol=1e-5)
   (_, plain), _ = ours(video, jnp.arange(16))
   different = np.asarray(l != plain)
   assert different[:4].all() and not different[[4, 5, 6, 7, 14, 15]].any()
@@ -172,7 +182,7 @@ def test_a_pair_that_stands_twice_is_no_negative_of_itself(rng, mesh):
   np.testing.assert_array_equal(grads, 0.0)
 
 
-@pytest.mark.parametrize("keep", [0, KEPT])
+@pytest.mark.parametrize("keep", [0, SAVE_ALL])
 @pytest.mark.parametrize("devices", MESHES)
 def test_siglip_equals_the_dense_one(rng, devices, keep):
   video, text = pairs(rng, 16, 8, 1.0)
@@ -182,7 +192,7 @@ def test_siglip_equals_the_dense_one(rng, devices, keep):
     return noise_robust.siglip(S).mean()
 
   def ours(video, text, scale, bias):
-    options = {"mesh": MESHES[devices](), "tile": 3, "keep": keep}
+    options = {"mesh": MESHES[devices](), "tile": 3, "max_saved_bytes": keep}
     return tiled_siglip(video, text, scale, bias, **options).mean()
 
   arguments = video, text, jnp.float32(10.0), jnp.float32(-5.0)
@@ -197,9 +207,9 @@ def test_siglip_equals_the_dense_one(rng, devices, keep):
   )
 
 
-@pytest.mark.parametrize("mask_repeats", [False, True])
-@pytest.mark.parametrize("kind", contrastive.OF_SUMS)
-def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
+@pytest.mark.parametrize("mask_duplicates", [False, True])
+@pytest.mark.parametrize("kind", contrastive.LOSSES_FROM_SUMS)
+def test_every_loss_from_sums_is_the_same_in_tiles(rng, kind, mask_duplicates):
   video, text = pairs(rng, 16, 8, 1.0)
   ids = jnp.int32(rng.integers(0, 12, 16))
 
@@ -210,19 +220,25 @@ def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
       "logit_scale": scale,
       "logit_bias": bias,
     }
-    losses, metrics = contrastive.pair_losses_of(
-      kind, outputs, ids, blend=1.0, mask_repeats=mask_repeats, tiling=tiling
+    losses, metrics = contrastive.pair_loss(
+      kind,
+      outputs,
+      ids,
+      blend=1.0,
+      mask_duplicates=mask_duplicates,
+      tiling=tiling,
     )
     return losses.mean(), metrics
 
   arguments = video, text, jnp.float32(8.0), jnp.float32(-3.0)
-  (dense, seen), grads = jax.value_and_grad(
-    mean, argnums=(1, 2, 3, 4), has_aux=True
-  )(None, *arguments)
-  (loss, ours), our_grads = jax.jit(
+  loss_and_grads = jax.jit(
     jax.value_and_grad(mean, argnums=(1, 2, 3, 4), has_aux=True),
     static_argnums=0,
-  )(Tiling(mesh=make_mesh(1), tile=1), *arguments)
+  )
+  (dense, metrics), grads = loss_and_grads(None, *arguments)
+  (loss, ours), our_grads = loss_and_grads(
+    Tiling(mesh=make_mesh(jax.devices(), 1), tile=1), *arguments
+  )
   np.testing.assert_allclose(loss, dense, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -230,7 +246,7 @@ def test_every_loss_of_sums_is_the_same_in_tiles(rng, kind, mask_repeats):
     grads,
   )
   for name in ours:
-    np.testing.assert_allclose(ours[name], seen[name], rtol=1e-5)
+    np.testing.assert_allclose(ours[name], metrics[name], rtol=1e-5)
   assert 0 < ours["in_batch_accuracy"] < 1
   assert ("infonce" in ours) == (kind != "siglip")
 
@@ -253,7 +269,9 @@ def test_memory_does_not_grow_with_the_number_of_devices():
     return compiled.memory_analysis().temp_size_in_bytes
 
   def ours(mesh):
-    return lambda *x: tiled_calibrated_nce(*x, mesh=mesh, tile=64, keep=0)
+    return lambda *x: tiled_calibrated_nce(
+      *x, mesh=mesh, tile=64, max_saved_bytes=0
+    )
 
   two, four, eight = (temporary(devices, ours) for devices in (2, 4, 8))
   assert max(two, four, eight) < 1.1 * min(two, four, eight)
@@ -261,13 +279,15 @@ def test_memory_does_not_grow_with_the_number_of_devices():
   assert temporary(8, lambda mesh: calibrated_nce) > 10 * eight
 
 
-def test_what_is_kept_is_not_computed_again(rng):
+def test_saved_tiles_are_not_computed_again(rng):
   video, text = pairs(rng, 16, 8)
 
   def products(keep):
     jaxpr = jax.make_jaxpr(
       jax.grad(
-        lambda v: tiled_calibrated_nce(v, text, jnp.ones(16), 9.0, keep=keep)
+        lambda v: tiled_calibrated_nce(
+          v, text, jnp.ones(16), 9.0, max_saved_bytes=keep
+        )
       )
     )(video)
     return str(jaxpr).count("dot_general")
@@ -281,10 +301,10 @@ def test_bfloat16_products_are_near_and_sums_are_float32(rng):
   w = jnp.float32(rng.random(64))
 
   def ours(*x):
-    return tiled_calibrated_nce(*x, tile=16, products="bfloat16")
+    return tiled_calibrated_nce(*x, tile=16, matmul_dtype="bfloat16")
 
   loss, grads = value_and_grads(ours)(video, text, w, 14.3)
-  dense, dense_grads = value_and_grads(calibrated_nce)(video, text, w, 14.3)
+  dense, dense_grads = dense_nce(video, text, w, 14.3)
   assert loss.dtype == jnp.float32 and loss != dense
   np.testing.assert_allclose(loss, dense, rtol=1e-2)
   for grad, other in zip(grads, dense_grads, strict=True):
@@ -296,22 +316,20 @@ def test_bfloat16_products_are_near_and_sums_are_float32(rng):
   assert "xbf16>) -> tensor" in lowered and "64x64" not in lowered
 
 
-@pytest.mark.parametrize("logit_scale", [0.01, 200.0])
 @pytest.mark.parametrize("n", [1, 8])
-def test_finite_at_the_extremes(n, logit_scale):
-  video = jnp.zeros((n, 4)).at[:, 0].set(1.0)
-  loss, grads = value_and_grads(tiled_calibrated_nce)(
-    video, -video, jnp.ones(n), logit_scale
-  )
-  np.testing.assert_allclose(loss, np.log(n), atol=1e-4)
-  assert all(np.isfinite(grad).all() for grad in grads)
+def test_finite_at_the_extremes(n):
+  ours = value_and_grads(tiled_calibrated_nce)
+  video = np.eye(1, 4, dtype=np.float32).repeat(n, axis=0)
+  for logit_scale in (0.01, 200.0):
+    loss, grads = ours(video, -video, jnp.ones(n), logit_scale)
+    np.testing.assert_allclose(loss, np.log(n), atol=1e-4)
+    assert all(np.isfinite(grad).all() for grad in grads)
 
 
-def test_what_is_not_finite_stays_so(rng):
-  video, text = pairs(rng, 8, 4)
-  loss = tiled_calibrated_nce(
-    video.at[3, 1].set(np.nan), text, jnp.ones(8), 9.0
-  )
+def test_a_nan_in_the_input_gives_a_nan_loss(rng):
+  video, text = np.array(pairs(rng, 8, 4))
+  video[3, 1] = np.nan
+  loss, _ = value_and_grads(tiled_calibrated_nce)(video, text, jnp.ones(8), 9.0)
   assert np.isnan(loss)
 
 
@@ -322,12 +340,12 @@ def test_what_is_not_finite_stays_so(rng):
     ({"confidence": jnp.ones(3)}, "confidence"),
     ({"pair_ids": jnp.ones(3, jnp.int32)}, "pair_ids"),
     ({"tile": 0}, "tile"),
-    ({"products": "int8"}, "bfloat16"),
-    ({"axis": "rows", "mesh": make_mesh(1)}, "axes"),
-    ({"mesh": make_mesh(1)}, "8 devices cannot share 6"),
+    ({"matmul_dtype": "int8"}, "bfloat16"),
+    ({"axis": "rows", "mesh": make_mesh(jax.devices(), 1)}, "axes"),
+    ({"mesh": make_mesh(jax.devices(), 1)}, "8 devices cannot share 6"),
   ],
 )
-def test_what_does_not_fit_is_an_error(change, message):
+def test_wrong_arguments_are_an_error(change, message):
   arguments = {
     "video": jnp.ones((6, 8)),
     "text": jnp.ones((6, 8)),
@@ -340,7 +358,7 @@ def test_what_does_not_fit_is_an_error(change, message):
     similarity_sums(jnp.ones((2, 2)), jnp.ones((2, 2)), 1.0, reduction="max")
 
 
-def test_it_can_be_lifted_out():
+def test_it_imports_nothing_but_jax():
   tree = ast.parse(Path(tiled_nce.__file__).read_text())
   imported = {
     (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)

@@ -1,4 +1,4 @@
-"""What is saved is what comes back, on any devices; what is wrong is said."""
+"""What is saved is restored, on any devices; errors name what is wrong."""
 
 import json
 import shutil
@@ -43,17 +43,17 @@ def saved(tmp_path):
   """Steps 1, 2 and 3 saved from 8 devices, of which the last 2 are kept."""
   with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
     for step in (1, 2, 3):
-      state = state_on(sharding.make_mesh(), P("data"), scale=step)
+      state = state_on(sharding.make_mesh(jax.devices()), P("data"), scale=step)
       checkpoint.save(manager, step, state, CONFIG)
     # A step that is there already is not saved again.
-    other = state_on(sharding.make_mesh(), P(), scale=9)
+    other = state_on(sharding.make_mesh(jax.devices()), P(), scale=9)
     checkpoint.save(manager, 3, other, CONFIG)
   return tmp_path
 
 
 @pytest.mark.parametrize("spec", [P(), P("data"), P("model", "data")])
 def test_any_mesh_restores_what_eight_devices_saved(saved, spec):
-  wanted = state_on(sharding.make_mesh(2), spec, scale=3)
+  wanted = state_on(sharding.make_mesh(jax.devices(), 2), spec, scale=3)
   with checkpoint.open_checkpoints(str(saved)) as manager:
     assert manager.latest_step() == 3
     restored = checkpoint.restore(manager, 3, shapes_of(wanted))
@@ -61,7 +61,7 @@ def test_any_mesh_restores_what_eight_devices_saved(saved, spec):
   assert restored["params"]["kernel"].sharding.spec == spec
 
 
-def test_the_configuration_lies_in_each_checkpoint(saved):
+def test_the_configuration_is_in_each_checkpoint(saved):
   for step in (2, 3):
     file = saved / "checkpoints" / str(step) / "config" / "metadata"
     assert json.loads(file.read_text()) == {
@@ -70,7 +70,7 @@ def test_the_configuration_lies_in_each_checkpoint(saved):
     }
 
 
-def test_parts_come_back_as_host_arrays(saved):
+def test_parts_are_restored_as_host_arrays(saved):
   step, parts = checkpoint.restore_parts(str(saved), None, ["params"])
   assert step == 3 and parts.keys() == {"params"}
   assert isinstance(parts["params"]["kernel"], np.ndarray)
@@ -95,7 +95,7 @@ def test_a_half_written_checkpoint_does_not_count(saved):
 
 
 def test_another_model_is_refused(saved):
-  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
   wanted["params"]["bias"] = wanted["params"].pop("kernel")
   with checkpoint.open_checkpoints(str(saved)) as manager:  # noqa: SIM117
     with pytest.raises(UserError, match=r"(?s)checkpoint 3 .*bias"):
@@ -103,7 +103,7 @@ def test_another_model_is_refused(saved):
 
 
 def test_another_shape_is_refused(saved):
-  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
   wanted["params"]["kernel"] = jax.ShapeDtypeStruct(
     (16, 5), np.float32, sharding=wanted["params"]["kernel"].sharding
   )
@@ -130,39 +130,47 @@ def test_a_bucket_stays_a_bucket(tmp_path, monkeypatch):
 # ------------------------------------------------------- what may go wrong
 
 
-def test_the_visits_come_back(tmp_path, rng):
-  visits = {"score": rng.random(7), "matched": np.ones(7, np.int8)}
-  state = state_on(sharding.make_mesh(), P())
+@pytest.mark.parametrize("name", ["pair_statistics", "visits"])
+def test_pair_statistics_are_restored(tmp_path, rng, monkeypatch, name):
+  # Older checkpoints have the item under its old name.
+  monkeypatch.setattr(checkpoint, "PAIR_STATISTICS", name)
+  pairs = {"score": rng.random(7), "matched": np.ones(7, np.int8)}
+  state = state_on(sharding.make_mesh(jax.devices()), P())
   with checkpoint.open_checkpoints(str(tmp_path), keep=2) as manager:
-    checkpoint.save(manager, 1, state, CONFIG, visits)
+    checkpoint.save(manager, 1, state, CONFIG, pairs)
     checkpoint.save(manager, 2, state, CONFIG)
     checkpoint.wait(manager)
-    found = checkpoint.restore_visits(manager, 1)
-    assert checkpoint.restore_visits(manager, 2) == {}
-  assert found.keys() == visits.keys()
-  for name, value in visits.items():
-    np.testing.assert_array_equal(found[name], value)
-    assert found[name].dtype == value.dtype
+  assert (tmp_path / "checkpoints" / "1" / name).is_dir()
+  monkeypatch.undo()
+  with checkpoint.open_checkpoints(str(tmp_path)) as manager:
+    restored = checkpoint.restore_pair_statistics(manager, 1)
+    assert checkpoint.restore_pair_statistics(manager, 2) == {}
+  assert restored.keys() == pairs.keys()
+  for key, value in pairs.items():
+    np.testing.assert_array_equal(restored[key], value)
+    assert restored[key].dtype == value.dtype
 
 
 @pytest.mark.parametrize("file", ["config/metadata", "state/_METADATA"])
-def test_a_damaged_checkpoint_is_said_and_the_earlier_named(saved, file):
+def test_a_damaged_checkpoint_is_an_error_that_names_the_earlier(saved, file):
   damaged = saved / "checkpoints" / "3" / file
   damaged.write_bytes(damaged.read_bytes()[:20])
-  wanted = shapes_of(state_on(sharding.make_mesh(), P()))
+  wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
   with checkpoint.open_checkpoints(str(saved)) as manager:
-    with pytest.raises(UserError, match=r"checkpoint 3 .*there: 2, 3.*move 3"):
+    with pytest.raises(
+      UserError, match=r"checkpoint 3 .*complete there: 2, 3.*move 3"
+    ):
       checkpoint.restore(manager, 3, wanted)
     checkpoint.restore(manager, 2, wanted)
 
 
-def test_half_written_ones_are_listed_and_left_alone(saved):
+def test_half_written_checkpoints_are_listed_and_not_touched(saved):
   folder = saved / "checkpoints"
   assert checkpoint.half_written(str(saved)) == []
   name = "5.orbax-checkpoint-tmp"
   shutil.copytree(folder / "3", folder / name)
   assert checkpoint.half_written(str(saved)) == [name]
-  state = state_on(sharding.make_mesh(), P("data"))
+  state = state_on(sharding.make_mesh(jax.devices()), P("data"))
   with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
     checkpoint.save(manager, 4, state, CONFIG)
   assert checkpoint.half_written(str(saved)) == [name]
@@ -209,8 +217,8 @@ def test_older_checkpoints_can_be_read(version, ways, tmp_path):
     config, mesh, vocabulary=Vocabulary(80), num_pairs=104
   )
   with checkpoint.open_checkpoints(str(run)) as manager:
-    state, step, visits = setup.start_or_resume(manager, training, seed=0)
-  assert step == 3 and visits == {}
+    state, step, pairs = setup.start_or_resume(manager, training, seed=0)
+  assert step == 3 and pairs == {}
   assert state.step == 3 and state.skipped_steps == 0
   spread = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):

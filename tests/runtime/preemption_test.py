@@ -1,4 +1,4 @@
-"""The first SIGTERM is a request, the second an order."""
+"""The first SIGTERM is a request; the second ends the process."""
 
 import os
 import signal
@@ -6,27 +6,27 @@ import subprocess
 import sys
 import time
 
-from calince_jax.runtime.preemption import StopSignal
+from calince_jax.runtime.preemption import Preemption
 
 
-def test_the_first_is_a_request_and_the_old_handler_comes_back():
+def test_first_sigterm_is_a_request_and_the_old_handler_is_restored():
   before = signal.getsignal(signal.SIGTERM)
-  with StopSignal().listening() as stop:
-    assert not stop.requested
+  with Preemption().listening() as preemption:
+    assert not preemption.requested
     os.kill(os.getpid(), signal.SIGTERM)
     end = time.monotonic() + 10
-    while not stop.requested and time.monotonic() < end:
+    while not preemption.requested and time.monotonic() < end:
       time.sleep(0.01)
-    assert stop.requested
+    assert preemption.requested
   assert signal.getsignal(signal.SIGTERM) == before
 
 
 STUCK = """
 import ctypes, os, signal, time
-from calince_jax.stop_signal import StopSignal
-with StopSignal().listening() as stop:
+from calince_jax.runtime.preemption import Preemption
+with Preemption().listening() as preemption:
   os.kill(os.getpid(), signal.SIGTERM)
-  while not stop.requested:
+  while not preemption.requested:
     time.sleep(0.01)
   print("stuck", flush=True)
   # In C, which no Python handler interrupts.
@@ -35,7 +35,7 @@ with StopSignal().listening() as stop:
 """
 
 
-def test_the_second_ends_even_what_is_stuck():
+def test_second_sigterm_ends_even_a_process_that_is_stuck():
   process = subprocess.Popen(
     [sys.executable, "-c", STUCK],
     stdout=subprocess.PIPE,

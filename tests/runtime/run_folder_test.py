@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_config, train_tiny
 
 from calince_jax import config as config_lib
-from calince_jax.data.records import clip_dataset
+from calince_jax.data.records import schema
 from calince_jax.errors import UserError
 from calince_jax.runtime import run_folder
 
@@ -97,7 +97,7 @@ def test_a_change_of_the_machine_is_no_other_run(tmp_path):
 
 
 def info(**changes):
-  made = clip_dataset.DatasetInfo(
+  made = schema.DatasetInfo(
     format_version=1,
     name="a",
     frame_rate=8.0,

@@ -1,4 +1,4 @@
-"""Bad numbers are named, spikes and collapse are seen, noise is not."""
+"""Non-finite numbers are named; spikes are detected, noise is not."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def bad_pairs(*which):
 
 
 @pytest.mark.parametrize(
-  "changes, words",
+  "changes, message",
   [
     (
       {"contrastive": NAN, "loss": NAN, "pairs": bad_pairs(7, 3)},
@@ -50,30 +50,37 @@ def bad_pairs(*which):
     ),
   ],
 )
-def test_what_is_not_finite_is_named(changes, words):
-  found = diagnostics.bad_numbers(step(**changes))
-  assert words in diagnostics.bad_numbers_in_words(found)
+def test_non_finite_terms_and_pairs_are_named(changes, message):
+  metrics = step(**changes)
+  report = diagnostics.non_finite(metrics, metrics.pop("pairs"))
+  assert message in diagnostics.describe(report)
 
 
-def test_a_spike_is_seen_once_and_noise_is_not(rng):
-  watch = diagnostics.SpikeWatch(10.0)
+def test_a_spike_is_detected_once_and_noise_is_not(rng):
+  detector = diagnostics.SpikeDetector(10.0)
   losses = 3 + 0.1 * rng.normal(size=300) + np.linspace(2, 0, 300)
   losses[200] += 4
-  seen = {i: watch.above(float(x)) for i, x in enumerate(losses)}
+  seen = {
+    i: detector.median_before_spike(float(x)) for i, x in enumerate(losses)
+  }
   assert [i for i, before in seen.items() if before is not None] == [200]
   assert seen[200] == pytest.approx(np.median(losses[136:200]))
 
 
-def test_the_first_losses_and_none_at_all_are_no_spikes():
-  watch = diagnostics.SpikeWatch(10.0)
-  assert [watch.above(x) for x in (1.0, 100.0, NAN)] == [None] * 3
-  off = diagnostics.SpikeWatch(0.0)
-  assert [off.above(x) for x in [1.0] * 100 + [1e9]] == [None] * 101
+def test_first_losses_are_no_spikes_and_zero_turns_detection_off():
+  detector = diagnostics.SpikeDetector(10.0)
+  assert [detector.median_before_spike(x) for x in (1.0, 100.0, NAN)] == [
+    None
+  ] * 3
+  off = diagnostics.SpikeDetector(0.0)
+  assert [off.median_before_spike(x) for x in [1.0] * 100 + [1e9]] == [
+    None
+  ] * 101
 
 
-def test_rounding_of_a_still_loss_is_no_spike():
-  watch = diagnostics.SpikeWatch(10.0)
+def test_rounding_of_a_constant_loss_is_no_spike():
+  detector = diagnostics.SpikeDetector(10.0)
   for _ in range(64):
-    watch.above(1.0)
-  assert watch.above(1.001) is None
-  assert watch.above(1.5) == 1.0
+    detector.median_before_spike(1.0)
+  assert detector.median_before_spike(1.001) is None
+  assert detector.median_before_spike(1.5) == 1.0

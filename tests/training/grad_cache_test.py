@@ -1,4 +1,4 @@
-"""Part by part, the gradient is that of the whole batch."""
+"""Encoded in chunks, a batch has the gradient of the whole batch."""
 
 import dataclasses
 import functools
@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY_MODEL
+from conftest import PLAIN_OBJECTIVE, TINY_MODEL
 from step_test import batch_of
 
 from calince_jax.losses.calibrated_nce import calibrated_nce
-from calince_jax.losses.objective import Objective
 from calince_jax.runtime import sharding
 from calince_jax.training import step as train_step
-from calince_jax.training.grad_cache import in_micro_batches
+from calince_jax.training.grad_cache import encode_in_chunks
 
 SGD = optax.sgd(0.1)
-# The tolerances are those of the usual code, not of the quickly compiled.
+# The tolerances are for the compiler's usual options, not for the quick ones
+# of the other tests.
 USUAL = {
   "xla_backend_optimization_level": 3,
   "xla_llvm_disable_expensive_passes": False,
@@ -26,17 +26,23 @@ USUAL = {
 jit = functools.partial(jax.jit, compiler_options=USUAL)
 
 
-def state_and_step(model, objective, mesh, **parts):
-  module = model.build()
-  state = jax.jit(lambda: train_step.init_state(module, SGD, 16, 0))()
-  # The heads begin at 0 and would hide what lies below them.
-  state = state.replace(
-    params=jax.tree.map(lambda x: x + 0.01 * jnp.cos(x), state.params)
+@functools.partial(jax.jit, static_argnums=0)
+def initial_state(model):
+  state = train_step.init_state(model.build(), SGD, 16, 0)
+  # The heads are 0 at first, so no gradient would flow through them.
+  params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(x), state.params)
+  return state.replace(params=params)
+
+
+def make_step(model, objective, num_chunks, mesh=None):
+  return train_step.make_train_step(
+    model.build(),
+    SGD,
+    objective,
+    ema_decay=0.9,
+    grad_cache_chunks=num_chunks,
+    mesh=mesh,
   )
-  step = train_step.make_train_step(
-    module, SGD, objective, ema_decay=0.9, mesh=mesh, **parts
-  )
-  return state, step
 
 
 def assert_same_step(found, expected):
@@ -66,34 +72,34 @@ def assert_same_step(found, expected):
   ],
   ids=["masked_text", "caption-fusion-albef"],
 )
-def test_a_step_in_parts_equals_a_step_of_the_whole(rng, model, objective):
+def test_a_step_in_chunks_equals_a_step_of_the_whole(rng, model, objective):
   model = dataclasses.replace(TINY_MODEL, **model)
-  objective = Objective(num_negatives=2, **objective)
+  objective = dataclasses.replace(PLAIN_OBJECTIVE, num_negatives=2, **objective)
   batch = batch_of(rng)
-  state, whole = state_and_step(model, objective, None)
-  _, parts = state_and_step(model, objective, None, micro_batches=4)
+  state = initial_state(model)
   before = jax.tree.leaves(state.params)
-  expected = jit(whole)(state, batch)
+  expected = jit(make_step(model, objective, 1))(state, batch)
   assert any(
     np.any(a != b)
     for a, b in zip(before, jax.tree.leaves(expected[0].params), strict=True)
   )
-  assert_same_step(jit(parts)(state, batch), expected)
+  chunked = jit(make_step(model, objective, 4))(state, batch)
+  assert_same_step(chunked, expected)
 
 
-def test_eight_devices_in_parts_equal_one_device(rng):
-  objective = Objective(num_negatives=2, memory=0.5)
+def test_eight_devices_in_chunks_equal_one_device(rng):
+  objective = dataclasses.replace(PLAIN_OBJECTIVE, num_negatives=2, memory=0.5)
   model = dataclasses.replace(
     TINY_MODEL, predictive_task="latent", head="bilinear"
   )
   batch = batch_of(rng)
-  state, whole = state_and_step(model, objective, None)
-  expected = jit(whole)(state, batch)
-  mesh = sharding.make_mesh()
-  _, parts = state_and_step(model, objective, mesh, micro_batches=2)
+  state = initial_state(model)
+  expected = jit(make_step(model, objective, 1))(state, batch)
+  mesh = sharding.make_mesh(jax.devices())
+  chunked = make_step(model, objective, 2, mesh)
   layout = sharding.shardings(state, mesh, [(".*", "fsdp")], smallest=64)
   rows = sharding.batch_sharding(mesh)
-  found = jit(parts, in_shardings=(layout, rows))(
+  found = jit(chunked, in_shardings=(layout, rows))(
     jax.device_put(state, layout), jax.device_put(batch, rows)
   )
   assert_same_step(found, expected)
@@ -132,24 +138,24 @@ def test_dropout_is_the_same_forward_and_backward(rng):
     z = jnp.concatenate([output["z"] for output in outputs])
     return {"z": z, "c": outputs[0]["c"]}
 
-  in_parts = functools.partial(in_micro_batches, parts=3, mesh=None)
+  in_chunks = functools.partial(encode_in_chunks, num_chunks=3, mesh=None)
   (loss, grads), (expected, expected_grads) = (
     jax.value_and_grad(functools.partial(loss_of, how))(params, batch, key)
-    for how in (in_parts, one_by_one)
+    for how in (in_chunks, one_by_one)
   )
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   np.testing.assert_allclose(grads["w"], expected_grads["w"], rtol=1e-5)
-  other, _ = jax.value_and_grad(functools.partial(loss_of, in_parts))(
+  other, _ = jax.value_and_grad(functools.partial(loss_of, in_chunks))(
     params, batch, jax.random.key(2)
   )
   assert other != loss
 
 
-def test_more_parts_take_less_memory():
-  def temporary(parts):
+def test_more_chunks_need_less_memory():
+  def temporary(num_chunks):
     def loss(params, batch):
       return loss_of(
-        functools.partial(in_micro_batches, parts=parts, mesh=None),
+        functools.partial(encode_in_chunks, num_chunks=num_chunks, mesh=None),
         params,
         batch,
         jax.random.key(0),
@@ -164,13 +170,13 @@ def test_more_parts_take_less_memory():
   assert temporary(8) < 0.75 * temporary(1)
 
 
-def test_parts_that_do_not_fit_are_an_error():
-  for parts, mesh in ((5, None), (3, sharding.make_mesh())):
-    with pytest.raises(ValueError, match=f"{parts} micro-batches cannot share"):
-      in_micro_batches(
+def test_chunks_that_do_not_divide_the_batch_are_an_error():
+  for num_chunks, mesh in ((5, None), (3, sharding.make_mesh(jax.devices()))):
+    with pytest.raises(ValueError, match=f"into {num_chunks} equal chunks"):
+      encode_in_chunks(
         lambda batch, key: batch,
         jnp.ones((16, 2)),
         jax.random.key(0),
-        parts=parts,
+        num_chunks=num_chunks,
         mesh=mesh,
       )

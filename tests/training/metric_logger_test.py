@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from calince_jax.training.metric_logger import Monitor
+from calince_jax.training.metric_logger import MetricLogger
 
 METRICS = {
   "loss": np.float32(3.25),
@@ -32,8 +32,8 @@ def wait(monkeypatch):
   return forward
 
 
-def open_monitor(folder, first_step=0, **more):
-  return Monitor(
+def open_logger(folder, first_step=0, **more):
+  return MetricLogger(
     str(folder), first_step=first_step, total_steps=1000, batch_size=4, **more
   )
 
@@ -43,13 +43,13 @@ def rows(folder):
   return [json.loads(line) for line in lines]
 
 
-def test_the_progress_line_says_how_it_goes(tmp_path, capsys, wait):
-  monitor = open_monitor(tmp_path)
+def test_the_progress_line_shows_terms_rate_and_eta(tmp_path, capsys, wait):
+  logger = open_logger(tmp_path)
   wait(7)
-  monitor.first_step_done()
+  logger.first_step_done()
   wait(0.1)
-  monitor.log(11, METRICS)
-  monitor.close()
+  logger.log(11, METRICS)
+  logger.close()
   first, line = capsys.readouterr().out.splitlines()
   assert first.startswith("time to first step 7.0 s")
   for part in ("step 11/1000", "loss 3.250", "corr 0.500", "nce 2.000"):
@@ -61,29 +61,29 @@ def test_the_progress_line_says_how_it_goes(tmp_path, capsys, wait):
 
 
 def test_terms_that_are_not_trained_are_not_shown(tmp_path, capsys):
-  monitor = open_monitor(tmp_path)
+  logger = open_logger(tmp_path)
   terms = ("correspondence", "predictive")
-  monitor.log(1, {k: v for k, v in METRICS.items() if k not in terms})
+  logger.log(1, {k: v for k, v in METRICS.items() if k not in terms})
   line = capsys.readouterr().out
   assert "nce 2.000" in line and "corr" not in line and "pred" not in line
 
 
 def test_the_share_of_waiting_is_since_the_last_line(tmp_path, wait):
-  monitor = open_monitor(tmp_path)
-  monitor.first_step_done()
-  with monitor.waiting():
+  logger = open_logger(tmp_path)
+  logger.first_step_done()
+  with logger.waiting():
     wait(0.06)
   wait(0.02)
-  monitor.log(2, METRICS)
+  logger.log(2, METRICS)
   wait(0.02)
-  monitor.log(3, METRICS)
+  logger.log(3, METRICS)
   waited, after = (row["data_wait_share"] for row in rows(tmp_path))
   assert waited == pytest.approx(0.75) and after == 0
 
 
 def test_a_row_holds_plain_numbers(tmp_path):
-  monitor = open_monitor(tmp_path)
-  monitor.log(2, METRICS)
+  logger = open_logger(tmp_path)
+  logger.log(2, METRICS)
   (row,) = rows(tmp_path)
   assert row["step"] == 2 and row["loss"] == 3.25 and row["skipped"] is False
   assert row["confidence_histogram"] == list(range(10))
@@ -91,13 +91,13 @@ def test_a_row_holds_plain_numbers(tmp_path):
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
-  monitor = open_monitor(tmp_path)
+  logger = open_logger(tmp_path)
   for step in (2, 4, 6):
-    monitor.log(step, METRICS)
-  monitor.close()
-  monitor = open_monitor(tmp_path, first_step=4)
-  monitor.log(6, METRICS | {"loss": np.float32(1.0)})
-  monitor.close()
+    logger.log(step, METRICS)
+  logger.close()
+  logger = open_logger(tmp_path, first_step=4)
+  logger.log(6, METRICS | {"loss": np.float32(1.0)})
+  logger.close()
   assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
     (2, 3.25),
     (4, 3.25),
@@ -110,20 +110,20 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
 )
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
   (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n' + torn)
-  monitor = open_monitor(tmp_path, first_step=10)
-  monitor.log(12, METRICS)
-  monitor.close()
+  logger = open_logger(tmp_path, first_step=10)
+  logger.log(12, METRICS)
+  logger.close()
   assert [row["step"] for row in rows(tmp_path)] == [2, 12]
 
 
-def test_an_event_is_written_and_said(tmp_path, capsys):
-  monitor = open_monitor(tmp_path)
-  monitor.note(0, "started", processes=2)
-  monitor.note(7, "skipped", "step 7 was skipped", pairs=[3])
-  monitor.close()
+def test_an_event_is_written_and_its_message_printed(tmp_path, capsys):
+  logger = open_logger(tmp_path)
+  logger.event(0, "started", processes=2)
+  logger.event(7, "skipped", "step 7 was skipped", pairs=[3])
+  logger.close()
   assert capsys.readouterr().out == "warning: step 7 was skipped\n"
-  # They stay when the run goes on from before them.
-  open_monitor(tmp_path, first_step=4).note(4, "resumed")
+  # Events stay when the run is resumed from a step before them.
+  open_logger(tmp_path, first_step=4).event(4, "resumed")
   lines = (tmp_path / "events.jsonl").read_text().splitlines()
   events = [json.loads(line) for line in lines]
   assert [(e["step"], e["event"]) for e in events] == [
@@ -135,12 +135,12 @@ def test_an_event_is_written_and_said(tmp_path, capsys):
   assert all(e["time"].endswith("+00:00") for e in events)
 
 
-def test_waiting_for_data_earns_advice_once_it_is_settled(tmp_path, capsys):
-  monitor = open_monitor(tmp_path)
+def test_waiting_for_data_gives_advice_after_100_steps(tmp_path, capsys):
+  logger = open_logger(tmp_path)
   for step, advised in ((50, False), (150, True)):
-    with monitor.waiting():
+    with logger.waiting():
       time.sleep(0.01)
-    monitor.log(step, METRICS)
+    logger.log(step, METRICS)
     assert ("--short_side" in capsys.readouterr().out) == advised
 
 
@@ -155,9 +155,9 @@ def test_the_writer_gets_the_scalars(tmp_path):
       self.closed = True
 
   writer = Writer()
-  monitor = open_monitor(tmp_path, writer=writer)
-  monitor.log(2, METRICS)
-  monitor.close()
+  logger = open_logger(tmp_path, writer=writer)
+  logger.log(2, METRICS)
+  logger.close()
   step, scalars = writer.seen
   assert step == 2 and scalars["loss"] == 3.25 and writer.closed
   assert "confidence_histogram" not in scalars

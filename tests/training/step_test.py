@@ -49,7 +49,7 @@ def test_eight_devices_equal_one(rng, start, plain_step, model_parallel, rule):
   batch = batch_of(rng)
   step = make_step()
   plain, metrics = plain_step(start, batch)
-  mesh = sharding.make_mesh(model_parallel)
+  mesh = sharding.make_mesh(jax.devices(), model_parallel)
   layout = sharding.shardings(start, mesh, [(".*", rule)], smallest=64)
   rows = sharding.batch_sharding(mesh)
   state = jax.device_put(start, layout)

@@ -1,32 +1,31 @@
-"""tf.data pipelines: address, read, sample, decode, augment, batch.
+"""The tf.data pipelines of training and evaluation.
 
-    position p --> JPEG bytes of T frames, caption, crop      TrainSamples
+    position p --> JPEG files of T frames, caption, crop      TrainSamples
                --> uint8 [T, S, S, 3]      decode_and_crop_jpeg, in C++ threads
                --> batch, in order
 
-TensorFlow is kept to the CPU.
+A record that fails its checksum or cannot be parsed costs a training sample,
+which takes another record. A frame that does not decode inside a record whose
+checksum is right is an error.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from calince_jax.data.input import clip_cache
+from calince_jax.data.input import frames as frames_lib
 from calince_jax.data.input import sampling as sampling_lib
-from calince_jax.data.input.corrupt_records import DamagedRecord, DamageLog
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.data.input.samples import TrainSamples
 from calince_jax.data.input.sampling import Sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
-# The accelerators belong to JAX.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
-
-
-SAMPLES_A_CALL = 32  # of Python, which runs one at a time
+SAMPLES_PER_CALL = 32  # of Python, which runs one at a time
 
 
 def train_batches(
@@ -42,10 +41,10 @@ def train_batches(
   seed: int,
   first_step: int,
   cache: bool = False,
-  damage: DamageLog | None = None,
+  corrupt_records: CorruptRecordLog | None = None,
   prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This host's rows of each global batch, for ever, from `first_step` on.
+  """Yields this host's rows of each global batch from `first_step` on.
 
   Args:
     readers: the data sets of the mix.
@@ -60,7 +59,7 @@ def train_batches(
     first_step: the step that the first batch is for.
     cache: read everything once, before the first batch, and keep it in memory
       (clip_cache.py says what); the samples are the same.
-    damage: lists damaged records and counts the samples that take another
+    corrupt_records: lists them, and counts the samples that take another
       record for theirs; None: the first one is an error.
     prefetch: batches that are made ahead.
 
@@ -70,24 +69,21 @@ def train_batches(
     belong to the video, 0 known not to, -1 unknown}.
 
   Raises:
-    UserError: a record cannot be read or decoded and there is no `damage`, or
-      it finds too many.
+    UserError: a frame does not decode, or there are too many corrupt records,
+      or one and no `corrupt_records`.
   """
   rows = np.asarray(rows, np.int64)
-  try:
-    samples = TrainSamples(
-      readers,
-      weights,
-      pair_offsets,
-      tokenizer,
-      sampling,
-      text_length=text_length,
-      seed=seed,
-      cache=cache,
-      damage=damage,
-    )
-  except tf.errors.OpError as error:
-    raise _named(error) from error
+  samples = TrainSamples(
+    readers,
+    weights,
+    pair_offsets,
+    tokenizer,
+    sampling,
+    text_length=text_length,
+    seed=seed,
+    cache=cache,
+    corrupt_records=corrupt_records,
+  )
 
   def position(k):  # k counts this host's samples, p all hosts'
     return k // len(rows) * batch_size + rows[k % len(rows)]
@@ -95,49 +91,28 @@ def train_batches(
   def columns(k):
     return samples.columns(position(k))
 
-  def dataset(step):
-    made = tf.data.Dataset.range(step * len(rows), np.iinfo(np.int64).max)
-    made = made.batch(SAMPLES_A_CALL).map(
-      lambda k: tf.numpy_function(columns, [k], samples.types),
-      num_parallel_calls=clip_cache.CALLS,
-    )
-    made = made.unbatch()
-    made = made.map(samples.finish, num_parallel_calls=clip_cache.CALLS)
-    return made.batch(len(rows), drop_remainder=True).prefetch(prefetch)
+  dataset = tf.data.Dataset.range(
+    first_step * len(rows), np.iinfo(np.int64).max
+  )
+  dataset = dataset.batch(SAMPLES_PER_CALL).map(
+    lambda k: tf.numpy_function(columns, [k], samples.types),
+    num_parallel_calls=clip_cache.THREADS,
+  )
+  dataset = dataset.unbatch()
+  dataset = dataset.map(samples.finish, num_parallel_calls=clip_cache.THREADS)
+  dataset = dataset.batch(len(rows), drop_remainder=True).prefetch(prefetch)
 
-  def look_for_damage(step):
+  def check(step):
     # What fails in Python takes all samples of its call along.
-    k = step * len(rows) + np.arange(len(rows) + SAMPLES_A_CALL)
-    return samples.look_for_damage(position(k))
+    k = step * len(rows) + np.arange(len(rows) + SAMPLES_PER_CALL)
+    samples.check(position(k))
 
-  def count(step):
-    samples.count(position(step * len(rows) + np.arange(len(rows))))
+  def counted():
+    for step, batch in _explained(_iterate(dataset), check, first_step):
+      samples.count(position(step * len(rows) + np.arange(len(rows))))
+      yield batch
 
-  return _mended(dataset, look_for_damage, count, first_step)
-
-
-def _mended(
-  dataset: Callable[[int], tf.data.Dataset],
-  look_for_damage: Callable[[int], bool],
-  count: Callable[[int], None],
-  step: int,
-) -> Iterator[dict[str, np.ndarray]]:
-  """The batches from `step` on; begun anew at one that cannot be made.
-
-  Each time, one record more is known that does not decode, so this ends.
-  """
-  made = clip_cache.iterate(dataset(step))
-  while True:
-    try:
-      batch = next(made)
-    except tf.errors.OpError as error:
-      if not look_for_damage(step):
-        raise _named(error) from error
-      made = clip_cache.iterate(dataset(step))
-      continue
-    count(step)
-    yield batch
-    step += 1
+  return counted()
 
 
 def eval_batches(
@@ -148,11 +123,12 @@ def eval_batches(
   num_clips: int = 1,
   num_crops: int = 1,
   rows: np.ndarray | None = None,
+  order: np.ndarray | None = None,
 ) -> Iterable[dict[str, np.ndarray]]:
-  """Each clip of a split, in order, in num_clips x num_crops test views.
+  """Returns each clip of a split, in order, in num_clips x num_crops views.
 
-  To be gone through as often as wanted: TensorFlow keeps a little of every
-  pipeline that was ever made, so one is to be made once.
+  It can be iterated over any number of times. Make it once: TensorFlow never
+  frees all memory of a pipeline.
 
   Args:
     reader: of the split.
@@ -161,83 +137,104 @@ def eval_batches(
     num_clips: views along time.
     num_crops: views across the frame.
     rows: int [b], which rows of the global batch this host holds; None: all.
+    order: int [N], the records in the order to read; None: as they are stored.
 
   Returns:
     The batches {video uint8 [b, T, S, S, 3], record int64 [b]}; the last is
     filled up with repetitions whose `record` is -1.
 
   Raises:
-    DamagedRecord: one cannot be read or decoded: nothing takes its place.
+    CorruptRecord: nothing takes its place.
+    UserError: a frame does not decode.
   """
   rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+  order = np.arange(len(reader)) if order is None else np.asarray(order)
   views = num_clips * num_crops
   total = len(reader) * views
 
-  def sample(p):
-    index, view = divmod(int(p), views)
+  def view(p):
+    position, number = divmod(int(p), views)
+    index = int(order[position])
     record = reader.read([index])[0]
-    clip, crop = divmod(view, num_crops)
+    clip, crop = divmod(number, num_crops)
     frames = sampling_lib.view_frames(
       sampling, len(record["frames"]), clip, num_clips
     )
     box = sampling_lib.view_crop(
       record["width"], record["height"], crop, num_crops
     )
-    return np.array([record["frames"][i] for i in frames], object), box
+    return index, record, frames, box
+
+  def jpegs_and_box(p):
+    _, record, frames, box = view(p)
+    return np.array([record["frames"][t] for t in frames], object), box
 
   def make(k):
     p = k // len(rows) * batch_size + tf.gather(rows, k % len(rows))
+    filled = tf.minimum(p, total - 1)
     jpegs, box = tf.numpy_function(
-      sample, [tf.minimum(p, total - 1)], [tf.string, tf.int32]
+      jpegs_and_box, [filled], [tf.string, tf.int32]
     )
     jpegs = tf.ensure_shape(jpegs, [sampling.num_frames])
-    video = clip_cache.decode(jpegs, box, sampling.image_size)
-    record = tf.where(p < total, p // views, np.int64(-1))
+    video = frames_lib.decode(jpegs, box, sampling.image_size)
+    number = tf.gather(order, filled // views)
+    record = tf.where(p < total, number, np.int64(-1))
     return {"video": video, "record": record}
 
   batches = -(-total // batch_size)
   dataset = tf.data.Dataset.range(batches * len(rows))
-  dataset = dataset.map(make, num_parallel_calls=clip_cache.CALLS)
+  dataset = dataset.map(make, num_parallel_calls=clip_cache.THREADS)
   dataset = dataset.batch(len(rows)).prefetch(2)
 
   def check(step):
-    """Raises DamagedRecord if a sample of this batch is."""
     for p in np.minimum(step * batch_size + rows, total - 1):
-      jpegs, box = sample(p)
-      fault = clip_cache.decoding_fault(jpegs, box, sampling.image_size)
-      if fault:
-        raise DamagedRecord(
-          reader.directory, reader.split, int(p) // views, fault
-        )
+      index, record, frames, box = view(p)
+      name = clip_cache.clip_name(reader, index, record)
+      frames_lib.check(name, record["frames"], frames, box, sampling.image_size)
 
   return _Batches(dataset, check)
 
 
 class _Batches:
-  """The batches of a data set; each time that they are gone through."""
+  """The batches of a data set, each time that it is iterated over."""
 
   def __init__(self, dataset: tf.data.Dataset, check: Callable[[int], None]):
     self._dataset, self._check = dataset, check
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-    return _checked(clip_cache.iterate(self._dataset), self._check)
+    for _, batch in _explained(_iterate(self._dataset), self._check):
+      yield batch
 
 
-def _checked(batches, check):
-  """The batches; where one cannot be made, what `check` finds is raised."""
-  step = 0
+def _iterate(dataset: tf.data.Dataset) -> Iterator[Any]:
+  """Returns the elements as NumPy arrays, in order.
+
+  Without tf.data's tuning thread: it sleeps for up to a minute at a time, and
+  a process that ends waits for it.
+  """
+  options = tf.data.Options()
+  options.deterministic = True
+  options.autotune.enabled = False
+  return dataset.with_options(options).as_numpy_iterator()
+
+
+def _explained(
+  batches: Iterator[dict[str, np.ndarray]],
+  check: Callable[[int], None],
+  first_step: int = 0,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """Yields (step, batch); where one cannot be made, raises the reason.
+
+  What a tf.data pipeline raises names neither clip nor frame. So the samples of
+  the batch that failed are made once more, by `check(step)`, one by one.
+  """
+  step = first_step
   try:
     for batch in batches:
-      yield batch
+      yield step, batch
       step += 1
   except tf.errors.OpError as error:
     check(step)
-    raise _named(error) from error
-
-
-def _named(error: tf.errors.OpError) -> UserError:
-  """What went wrong in a worker, for the person."""
-  return UserError(
-    f"a sample cannot be read or decoded: {str(error.message)[:600]}; prepare"
-    " the data anew"
-  )
+    raise UserError(
+      f"a batch cannot be made: {str(error.message)[:600]}; please report this"
+    ) from error

@@ -1,4 +1,4 @@
-"""Captions exchanged among clips: noise whose place is known, for studies."""
+"""Exchanges captions among clips: known mismatched pairs, for studies."""
 
 import collections
 import itertools
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calince_jax.data.input.corrupt_records import DamagedRecord
+from calince_jax.data.problems import CorruptRecord
+from calince_jax.data.sources.item import UNKNOWN
 from calince_jax.errors import UserError
 
-if TYPE_CHECKING:  # slow to import, and synthetic.py's workers need it not
-  from calince_jax.data.records.clip_dataset import ClipReader
+if TYPE_CHECKING:  # slow to import, and the synthetic corpus does not need it
+  from calince_jax.data.records.reader import ClipReader
 
 STREAM = 3  # of the seed's random numbers
-UNKNOWN = -1  # clip_dataset.UNKNOWN
 
 
 def exchange(groups: Sequence[str], count: int, *, seed: int) -> np.ndarray:
@@ -75,7 +75,7 @@ class MismatchedReader:
 
   A clip that cannot be read keeps its part in the exchange, as a group of its
   own: which clips are chosen does not depend on it, whose caption they carry
-  may. The one that gets its texts counts as damaged too.
+  may. The one that gets its texts counts as corrupt too.
   """
 
   def __init__(self, reader: "ClipReader", share: float, seed: int):
@@ -103,12 +103,12 @@ class MismatchedReader:
       )
     self._reader = reader
     texts, groups = [], []
-    faults: dict[int, DamagedRecord] = {}
+    corrupt: dict[int, CorruptRecord] = {}
     for index in range(len(reader)):
       try:
         (record,) = reader.read([index])
-      except DamagedRecord as fault:
-        faults[index] = fault
+      except CorruptRecord as error:
+        corrupt[index] = error
         record = {"texts": [], "group": f"\0{index}"}
       texts.append(record["texts"])
       groups.append(record["group"] or "\n".join(sorted(_plain(texts[-1]))))
@@ -116,8 +116,8 @@ class MismatchedReader:
     source = _without_right_texts(source, groups, texts, seed)
     moved = np.flatnonzero(source != np.arange(len(reader)))
     self._texts = {int(i): texts[source[i]] for i in moved}
-    self._faults = {
-      int(i): faults[int(source[i])] for i in moved if source[i] in faults
+    self._corrupt = {
+      int(i): corrupt[int(source[i])] for i in moved if source[i] in corrupt
     }
 
   @property
@@ -138,7 +138,7 @@ class MismatchedReader:
     """Reads clips, see ClipReader.read.
 
     Raises:
-      DamagedRecord: a record, or the one whose texts it carries, could not be
+      CorruptRecord: a record, or the one whose texts it carries, could not be
         read.
     """
     records = self._reader.read(indices)
@@ -149,13 +149,13 @@ class MismatchedReader:
 
   def _changed(self, index, record):
     pairs = len(record["pair_indices"])
-    if index in self._faults:
-      donor = self._faults[index]
-      raise DamagedRecord(
+    if index in self._corrupt:
+      donor = self._corrupt[index]
+      raise CorruptRecord(
         donor.directory,
         donor.split,
         index,
-        f"it carries the texts of record {donor.record}, which is damaged: "
+        f"it carries the texts of record {donor.record}, which is corrupt: "
         f"{donor.reason}",
       )
     if index in self._texts:

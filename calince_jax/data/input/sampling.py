@@ -1,4 +1,4 @@
-"""What a position in the run means: record, caption, frames and crop.
+"""Addresses: which record, caption, frames and crop a position stands for.
 
 A sample is an address. The position p, counted over the whole run and over
 all hosts, decides with the seed everything about the sample, so that the step
@@ -7,7 +7,7 @@ the positions [s B, (s + 1) B), on any number of hosts.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -17,7 +17,7 @@ from calince_jax.fields import OneOf, Range
 
 FRAME_SAMPLINGS = ("uniform", "window")
 MIX_SLOTS = 1024
-SUBSTITUTES = 100  # that are tried for one sample
+SUBSTITUTES = 100  # records that are tried in place of a corrupt one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,21 +85,50 @@ class Mix:
     self.turn = np.array([j for _, _, j in sorted(turns)], np.int64)
 
   def __call__(self, p: int) -> tuple[int, int]:
-    """The data set that position p reads, and how often it was read before."""
+    """Returns the data set of position p, and how often it was read before."""
     block, slot = divmod(p, len(self.dataset))
     d = self.dataset[slot]
     return int(d), int(block * self.counts[d] + self.turn[slot])
 
 
+def addresses(
+  mix: Mix, sizes: Sequence[int], seed: int
+) -> Callable[[np.ndarray], tuple[list[int], list[int]]]:
+  """Returns the function from positions [n] to data sets [n] and records [n].
+
+  Args:
+    mix: of the data sets.
+    sizes: number of records of each.
+    seed: of the orders; each epoch of each data set has an order of its own.
+  """
+  import tensorflow as tf  # the rest of this module runs without it
+
+  sizes = np.array(sizes)
+
+  def address(p):
+    d, turn = np.array([mix(one) for one in p.tolist()]).T
+    epoch, index = np.divmod(turn, sizes[d])
+    order = epoch * len(sizes) + d
+    for one in np.unique(order):
+      index[order == one] = tf.random.experimental.index_shuffle(
+        index[order == one],
+        np.array([seed, one], np.int32),
+        sizes[one % len(sizes)] - 1,
+      )
+    return d.tolist(), index.tolist()
+
+  return address
+
+
 def generator(seed: int, position: int) -> np.random.Generator:
-  """The randomness of one sample: a counter-based stream of its own."""
+  """Returns the random numbers of one sample, a counter-based stream."""
   return np.random.Generator(np.random.Philox(key=[seed, position]))
 
 
 def substitutes(seed: int, position: int, size: int) -> Iterator[int]:
-  """The records to take in turn where a position's own one is damaged.
+  """Yields the records to try in turn where a position's own is corrupt.
 
-  SUBSTITUTES draws of [0, size), with repetitions, of (seed, position) alone.
+  SUBSTITUTES draws of [0, size), with repetitions, from (seed, position) alone.
   The same key as `generator`, 2^192 draws further on.
   """
   stream = np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])
@@ -111,7 +140,7 @@ def substitutes(seed: int, position: int, size: int) -> Iterator[int]:
 def sample_frames(
   sampling: Sampling, available: int, rng: np.random.Generator | None
 ) -> np.ndarray:
-  """The indices of the T frames to decode, int64 [T], not decreasing.
+  """Returns the indices of T frames to decode, int64 [T], not decreasing.
 
   Args:
     sampling: see Sampling.
@@ -133,7 +162,7 @@ def sample_frames(
 def sample_crop(
   sampling: Sampling, width: int, height: int, rng: np.random.Generator | None
 ) -> np.ndarray:
-  """The box to decode, int32 [y, x, height, width].
+  """Returns the box to decode, int32 [y, x, height, width].
 
   With `rng`, a box of a random area and of an aspect ratio in [3/4, 4/3]
   (Szegedy et al., 2015); without, or with min_crop_area = 1, the largest
@@ -156,7 +185,7 @@ def sample_crop(
 def view_frames(
   sampling: Sampling, available: int, clip: int, num_clips: int
 ) -> np.ndarray:
-  """The frames of test view `clip` of `num_clips`, spread over the video."""
+  """Returns the frames of test view `clip` of `num_clips` along the video."""
   if num_clips == 1:
     return sample_frames(sampling, available, None)
   span = (sampling.num_frames - 1) * sampling.frame_stride + 1
@@ -171,7 +200,7 @@ def view_frames(
 
 
 def view_crop(width: int, height: int, crop: int, num_crops: int) -> np.ndarray:
-  """Test crop `crop` of `num_crops` squares along the longer side."""
+  """Returns crop `crop` of `num_crops` squares along the longer side."""
   side = min(width, height)
   place = 0.5 if num_crops == 1 else crop / (num_crops - 1)
   y, x = round(place * (height - side)), round(place * (width - side))

@@ -1,9 +1,9 @@
 """The unit of work of prepare: a shard is written whole or not at all.
 
 Clips go to shards in an order fixed by their ids, so that each shard holds a
-fair mixture. Beside a finished shard lies a note (in DIR/.prepare) with what
-went into it and what could not be used; a shard is done when its note is there.
-So an interrupted run goes on where it was, and ends with the same bytes.
+fair mixture. A finished shard has a note (in DIR/.prepare) with what went into
+it and what could not be used; a shard is done when its note exists. So an
+interrupted prepare resumes, and ends with the same bytes.
 """
 
 import contextlib
@@ -12,27 +12,25 @@ import fcntl
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from calince_jax.data.records.clip_dataset import (
-  FILE_PREFIX,
-  UNKNOWN,
-  shard_path,
-  write_shard,
-  write_text,
-)
-from calince_jax.data.sources.manifest import Clip, Problem
+from calince_jax.data.problems import Problem
+from calince_jax.data.records.schema import FILE_PREFIX, shard_path
+from calince_jax.data.records.writer import write_shard
+from calince_jax.data.sources.item import UNKNOWN, Clip
 from calince_jax.data.video.decode import DecodedClip
 from calince_jax.data.video.open import ClipError
+from calince_jax.data.video.workers import DecodeWorkers, Request
 from calince_jax.errors import UserError
+from calince_jax.files import write_atomic
 
 WORK_FOLDER = ".prepare"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """Clips of one split that are written together, number `index` of `count`."""
+  """Clips of one split, written together as shard `index` of `count`."""
 
   split: str
   index: int
@@ -42,14 +40,14 @@ class Shard:
 
 @dataclasses.dataclass
 class Note:
-  """What became of a shard.
+  """What went into a shard, and what could not be used.
 
   Attributes:
-    clips, pairs: written.
+    clips, pairs: numbers of those written.
     bytes: size of the file.
     cut: clips of which only the first frames were kept.
     labels: of the written clips, sorted.
-    problems: what could not be used.
+    problems: of the clips that could not be used.
   """
 
   clips: int = 0
@@ -77,7 +75,7 @@ def plan_shards(clips: Sequence[Clip], clips_per_shard: int) -> list[Shard]:
 
 
 def read_note(directory: pathlib.Path, shard: Shard) -> Note | None:
-  """Returns the note of a finished shard, or None; a damaged one counts not."""
+  """Returns the note of a finished shard; None where it is to be written."""
   path = shard_path(directory, shard.split, shard.index, shard.count)
   try:
     note = Note(**json.loads(_note_path(path).read_text(encoding="utf-8")))
@@ -89,27 +87,32 @@ def read_note(directory: pathlib.Path, shard: Shard) -> Note | None:
   return note
 
 
-def write_clips(
+def write_shard_of_clips(
   directory: pathlib.Path,
   shard: Shard,
-  results: Iterator[DecodedClip | ClipError],
+  workers: DecodeWorkers,
   report: Callable[[Problem | None], None],
 ) -> Note:
-  """Writes one shard and its note.
+  """Decodes the clips of a shard, and writes it and its note.
+
+  It depends on nothing but its arguments: any process that sees the videos and
+  `directory` can write any shard.
 
   Args:
-    directory: of the data set; DIR/.prepare is there.
+    directory: of the data set; DIR/.prepare exists.
     shard: what to write.
-    results: gives, for each clip of the shard in turn, its frames or why there
-      are none; what follows is left for the next shard.
-    report: called after each clip with its problem, if any; may raise, and
+    workers: decode the clips.
+    report: called after each clip with its problem, or None; may raise, and
       then nothing is left behind.
+
+  Raises:
+    UserError: the shard cannot be written, or workers do not start.
   """
   note, labels = Note(), set()
+  requests = [Request(clip.media, clip.start, clip.end) for clip in shard.clips]
 
-  def records() -> Iterable[dict[str, Any]]:
-    for clip in shard.clips:
-      result = next(results)
+  def records(results) -> Iterator[dict[str, Any]]:
+    for clip, result in zip(shard.clips, results, strict=True):
       if isinstance(result, ClipError):
         note.problems.append(Problem(_name(clip), *result.args))
         report(note.problems[-1])
@@ -122,16 +125,17 @@ def write_clips(
       report(None)
 
   path = shard_path(directory, shard.split, shard.index, shard.count)
-  note.bytes = write_shard(path, records())
+  with contextlib.closing(workers.read(requests)) as results:
+    note.bytes = write_shard(path, records(results))
   note.labels = sorted(labels - {""})
   content = dataclasses.asdict(note)
   content["problems"] = [dataclasses.astuple(p) for p in note.problems]
-  write_text(_note_path(path), json.dumps(content))
+  write_atomic(_note_path(path), json.dumps(content))
   return note
 
 
 def make_record(clip: Clip, decoded: DecodedClip) -> dict[str, Any]:
-  """Returns the fields of a record, see records/clip_dataset.py."""
+  """Returns the fields of a record, see records/schema.py."""
   return {
     "id": clip.id,
     "frames": decoded.frames,
@@ -155,7 +159,7 @@ def _note_path(path: pathlib.Path) -> pathlib.Path:
 
 
 def _name(clip: Clip) -> str:
-  """The video and, where it is only a part, its times."""
+  """Returns the video and, where the clip is a part of it, its times."""
   if clip.start is None and clip.end is None:
     return clip.video
   end = "" if clip.end is None else f"{clip.end:g}"
@@ -167,7 +171,11 @@ def _name(clip: Clip) -> str:
 
 @contextlib.contextmanager
 def claim(out: pathlib.Path) -> Iterator[None]:
-  """Makes the folder and keeps a second prepare out of it."""
+  """Makes the folder, and locks it for the length of the block.
+
+  Raises:
+    UserError: another prepare works in it, or it holds something else.
+  """
   work = out / WORK_FOLDER
   if out.exists() and not out.is_dir():
     raise UserError(f"{out} is not a folder; choose another --out")
@@ -187,7 +195,7 @@ def claim(out: pathlib.Path) -> Iterator[None]:
 def begin(
   out: pathlib.Path, settings: dict[str, Any], clips: Sequence[Clip]
 ) -> None:
-  """Starts, or makes sure that what was started is the same work.
+  """Starts the work, or checks that the work that was started is the same.
 
   Args:
     out: claimed.
@@ -195,36 +203,55 @@ def begin(
     clips: the usable ones.
 
   Raises:
-    UserError: shards of other settings or of another manifest are there.
+    UserError: there are shards of other settings or of another manifest.
   """
-  content = [
-    dataclasses.astuple(dataclasses.replace(c, path="")) for c in clips
-  ]
-  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-  wanted = settings | {"list of usable videos": digest}
+  wanted = settings | {"list of usable videos": _digest(clips)}
   path = out / WORK_FOLDER / "plan.json"
   if path.exists():
     try:
-      there = dict(json.loads(path.read_text(encoding="utf-8")))
+      started = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
       raise UserError(
-        f"{path} is damaged; delete {out} and start anew"
+        f"{path} cannot be read; delete {out} and run prepare again"
       ) from None
-    if there == wanted:
+    if started == wanted:
       return
     if list(path.parent.glob("*.json")) != [path]:  # finished shards
-      check_same(out, there, wanted)
+      check_same(out, started, wanted)
     for stale in [out / "tokenizer.model", *out.glob(f"{FILE_PREFIX}-*")]:
       stale.unlink(missing_ok=True)
-  write_text(path, json.dumps(wanted))
+  write_atomic(path, json.dumps(wanted))
+
+
+def _digest(clips: Sequence[Clip]) -> str:
+  """Returns what tells two lists of clips apart, wherever the videos lie.
+
+  The empty text stands where an earlier version had the path of the video.
+  """
+  content = [
+    (
+      clip.id,
+      clip.video,
+      "",
+      clip.start,
+      clip.end,
+      clip.label,
+      clip.split,
+      clip.group,
+      [dataclasses.astuple(caption) for caption in clip.captions],
+      clip.line,
+    )
+    for clip in clips
+  ]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_same(
-  out: pathlib.Path, there: dict[str, Any], wanted: dict[str, Any]
+  out: pathlib.Path, prepared: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
-  """Raises UserError where the settings differ."""
-  names = sorted(there.keys() | wanted.keys())
-  other = [n for n in names if there.get(n) != wanted.get(n)]
+  """Raises UserError where the settings of `prepared` are not those wanted."""
+  names = sorted(prepared.keys() | wanted.keys())
+  other = [n for n in names if prepared.get(n) != wanted.get(n)]
   if other:
     raise UserError(
       f"{out} was prepared with another {', '.join(other)}; choose another "

@@ -1,12 +1,12 @@
 """The shards of a split: how many records each holds, and access to one.
 
-What can go wrong with a file on its way or on its disk is found here. Riegeli,
-the format below ArrayRecord, keeps a 64-bit hash of each chunk and of each
-header, and checks it at every read; a record is a chunk of its own. So a
-record is the bytes that were written, or it is an error.
+Damage to a file, by its disk or on its way, is detected here. Riegeli, the
+format below ArrayRecord, keeps a 64-bit hash of each chunk and of each header,
+and checks it at every read; a record is a chunk of its own. So a record is the
+bytes that were written, or it is an error.
 
-The lengths are read as plain JSON: TFDS would import the classes that are
-named in features.json, in a folder that may be anybody's.
+The lengths are read as plain JSON: TFDS would import the classes that are named
+in features.json, and the folder may come from anybody.
 """
 
 import bisect
@@ -21,13 +21,13 @@ from array_record.python import array_record_module
 
 from calince_jax.errors import UserError
 
-_NOT_SAID = (
+_UNREADABLE = (
   OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
 )  # fmt: skip
 
 
 class BadShard(Exception):
-  """Why a record, or all of a shard, cannot be read."""
+  """Why a record, or a whole shard, cannot be read."""
 
 
 def read_lengths(
@@ -43,7 +43,7 @@ def read_lengths(
     The number of records of each shard, in order, and the bytes of all.
 
   Raises:
-    UserError: it cannot be read, or does not say it.
+    UserError: it cannot be read, or lacks the split.
   """
   path = pathlib.Path(directory) / "dataset_info.json"
   try:
@@ -54,10 +54,10 @@ def read_lengths(
     num_bytes = int(one["numBytes"])
     if min(lengths) < 0:
       raise ValueError(f"a shard of {min(lengths)} records")
-  except _NOT_SAID as error:
+  except _UNREADABLE as error:
     raise UserError(
       f"{path} does not say what the shards of split {split!r} hold"
-      f" ({error!r}); copy the folder again or prepare the data anew"
+      f" ({error!r}); copy the folder again, or run prepare again"
     ) from None
   return lengths, num_bytes
 
@@ -68,13 +68,13 @@ class ShardFiles:
   def __init__(
     self, paths: Sequence[pathlib.Path], lengths: Sequence[int], num_bytes: int
   ):
-    """Looks whether the files are there, and whole.
+    """Checks that the files exist, and are whole.
 
     Where their sizes add up, none is opened before it is read.
 
     Args:
       paths: of the shards.
-      lengths: how many records each holds; one of none need not be there.
+      lengths: how many records each holds; an empty one need not exist.
       num_bytes: of all files together, when they were written.
 
     Raises:
@@ -95,7 +95,7 @@ class ShardFiles:
     if missing:
       raise UserError(
         f"{missing[0]} is missing ({len(missing)} of {len(held)} shards); "
-        "copy the whole folder or prepare the data anew"
+        "copy the whole folder, or run prepare again"
       )
     if num_bytes != sum(path.stat().st_size for path in paths if path.exists()):
       self._check_all()
@@ -104,10 +104,10 @@ class ShardFiles:
     for shard, path in enumerate(self._paths):
       try:
         self._reader(shard)
-      except BadShard as fault:
+      except BadShard as error:
         raise UserError(
           f"{path}, of {os.path.getsize(path)} bytes, is not as it was written:"
-          f" {fault}; copy the whole folder again or prepare the data anew"
+          f" {error}; copy the whole folder again, or run prepare again"
         ) from None
 
   def __len__(self) -> int:
@@ -118,7 +118,7 @@ class ShardFiles:
     """Returns record `index` of [0, len(self)), as it was written.
 
     Raises:
-      BadShard: the record, or its whole shard, is damaged.
+      BadShard: the record, or its whole shard, is corrupt.
     """
     shard = bisect.bisect_right(self._ends, index)
     reader = self._reader(shard)
@@ -130,7 +130,7 @@ class ShardFiles:
       raise BadShard(_short(error)) from None
 
   def _reader(self, shard):
-    # Not kept where it is bad: what mends it, mends the run.
+    # Not cached where it is bad: a file that is repaired is read again.
     if self._readers[shard] is None:
       with self._lock:
         if self._readers[shard] is None:
@@ -144,7 +144,7 @@ def _open(path, length):
     reader = array_record_module.ArrayRecordReader(
       path, options="readahead_buffer_size:0", file_reader_buffer_size=2**15
     )
-    found = reader.num_records()
+    count = reader.num_records()
     if not reader.ok():
       reader.read([0])  # says what is wrong, but for a file of 64 KiB
       raise BadShard(f"its shard {name} has no index: it is cut off")
@@ -152,8 +152,8 @@ def _open(path, length):
     raise BadShard(f"its shard {name} cannot be opened: {_short(error)}") from (
       None
     )
-  if found != length:
-    raise BadShard(f"its shard {name} holds {found} records, not {length}")
+  if count != length:
+    raise BadShard(f"its shard {name} holds {count} records, not {length}")
   return reader
 
 

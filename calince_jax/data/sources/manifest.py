@@ -7,7 +7,7 @@ CSV, TSV (both with a header) or JSONL (one object a line), in UTF-8. Columns:
     start, end  seconds; empty = from the beginning, to the end
     id          name of the clip; empty = made of video, start and end
     label       class of the clip, for recognition
-    split       train (if empty), val, test or any other word
+    split       train (if empty), val, test or another name
     group       what must not be split: a recording, a place, a day
     matched     1 = the text belongs to the video, 0 = it does not; the known
                 truth, which only evaluation reads
@@ -25,7 +25,13 @@ import pathlib
 import re
 import unicodedata
 
-from calince_jax.data.sources.manifest_rows import printable, read_rows
+from calince_jax.data.problems import Problem
+from calince_jax.data.sources.item import Caption, Clip, Media
+from calince_jax.data.sources.manifest_rows import (
+  file_sha256,
+  printable,
+  read_rows,
+)
 from calince_jax.errors import UserError
 
 COLUMNS = (
@@ -35,61 +41,26 @@ MAX_SECONDS = 1e9  # of start and end
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption:
-  """One text of a clip.
-
-  Attributes:
-    text: not blank.
-    pair_index: running number of the usable captions, in the file's order.
-    matched: 1, 0, or None where the truth is not known.
-  """
-
-  text: str
-  pair_index: int
-  matched: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """A video, or the part of it from `start` to `end` (seconds), with captions.
-
-  Attributes:
-    video: as the manifest names it.
-    path: absolute.
-    line: of its first row in the manifest, counted from 1.
-  """
-
-  id: str
-  video: str
-  path: str
-  start: float | None
-  end: float | None
-  label: str
-  split: str
-  group: str
-  captions: tuple[Caption, ...]
-  line: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-  """One row of the ledger.
-
-  Attributes:
-    path: the video, as the manifest names it.
-    what: the kind of fault, in two or three words.
-    why: this case of it, in one sentence.
-    what_to_do: advice.
-  """
+class Manifest:
+  """A manifest as a source of clips; see `read_manifest` for the arguments."""
 
   path: str
-  what: str
-  why: str
-  what_to_do: str
+  root: str | None = None
+  allow_outside_root: bool = False
+
+  def digest(self) -> str:
+    """Returns the SHA-256 of the file, in hex."""
+    return file_sha256(self.path)
+
+  def scan(self) -> tuple[list[Clip], list[Problem]]:
+    """Reads the rows, and looks whether the videos exist."""
+    return read_manifest(
+      self.path, root=self.root, allow_outside_root=self.allow_outside_root
+    )
 
 
 class _BadRow(Exception):
-  """what, why, what_to_do."""
+  """Why a row cannot be used: what, why, what_to_do."""
 
 
 def read_manifest(
@@ -98,7 +69,7 @@ def read_manifest(
   root: str | os.PathLike | None = None,
   allow_outside_root: bool = False,
 ) -> tuple[list[Clip], list[Problem]]:
-  """Reads a manifest and looks whether each video is there.
+  """Reads a manifest and checks that each video exists.
 
   Args:
     path: *.csv, *.tsv or *.jsonl.
@@ -154,13 +125,13 @@ def read_manifest(
 def _check_row(row: object) -> dict[str, object]:
   """Returns the row with every column, numbers parsed; raises _BadRow."""
   if isinstance(row, str):
-    raise _BadRow("malformed row", row, "mend this row")
+    raise _BadRow("malformed row", row, "correct this row")
   cells = {}
   for column in COLUMNS:
     value = row.get(column)
     if isinstance(value, (dict, list)):
       raise _BadRow(
-        "malformed row", f"{column} is not a text or number", "mend this row"
+        "malformed row", f"{column} is not a text or number", "correct this row"
       )
     value = int(value) if isinstance(value, bool) else value
     cells[column] = "" if value is None else str(value).strip()
@@ -236,7 +207,7 @@ def _parse_seconds(column: str, value: str) -> float | None:
 
 
 def _check_agreement(row: dict, rows: list[dict]) -> None:
-  """Rows of one clip say the same of it."""
+  """Raises _BadRow where two rows of one clip contradict each other."""
   for column in ("id", "label", "split", "group"):
     if rows and row[column] != rows[0][column]:
       raise _BadRow(
@@ -258,7 +229,7 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
   try:
     path = os.path.realpath(os.path.join(root, video))
     inside = os.path.commonpath([root, path]) == root
-    found, is_file = os.path.exists(path), os.path.isfile(path)
+    exists, is_file = os.path.exists(path), os.path.isfile(path)
   except OSError as error:  # a name that is too long, a loop of links
     raise _BadRow("no such file", f"{error.strerror}", "check it") from None
   if not (inside or allow_outside_root):
@@ -270,14 +241,14 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
   if not is_file:
     raise _BadRow(
       "no such file",
-      f"{printable(path)} is {'not a plain file' if found else 'not there'}",
+      f"{printable(path)} is {'not a plain file' if exists else 'not there'}",
       "check the name and --root, or download it again",
     )
   return path
 
 
 def _check_id(row: dict, used: dict[str, int]) -> None:
-  """Makes an id where none is given; two clips cannot share one."""
+  """Makes an id where none is given; raises _BadRow if the id is taken."""
   if not row["id"]:
     row["id"] = row["video"]
     if row["start"] is not None or row["end"] is not None:
@@ -300,7 +271,7 @@ def _number_captions(good: list[tuple[str, list[dict]]]) -> list[Clip]:
     Clip(
       id=rows[0]["id"],
       video=rows[0]["video"],
-      path=file,
+      media=Media(file),
       start=rows[0]["start"],
       end=rows[0]["end"],
       label=rows[0]["label"],

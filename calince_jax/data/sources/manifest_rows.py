@@ -1,6 +1,7 @@
-"""The rows of a manifest's file as they stand; manifest.py judges them."""
+"""Reads the rows of a manifest file; manifest.py checks what they say."""
 
 import csv
+import hashlib
 import json
 import os
 import pathlib
@@ -10,11 +11,11 @@ from collections.abc import Iterator
 from calince_jax.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-MAX_LINE = 2**24  # characters; a longer line is no manifest's
+MAX_LINE = 2**24  # characters; a longer line cannot be a manifest's
 
 
 def check_plain_file(path: str | os.PathLike) -> None:
-  """UserError unless it is there; a pipe or device may never come to an end."""
+  """Raises UserError unless it is a file; a pipe or device may never end."""
   try:
     mode = os.stat(path).st_mode
   except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -24,8 +25,26 @@ def check_plain_file(path: str | os.PathLike) -> None:
     raise UserError(f"{path} cannot be read: it is not a plain file")
 
 
+def file_sha256(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a plain file, in hex.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  check_plain_file(path)
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
-  """Yields (line, {column: str}); a row of another form is a str: its fault."""
+  """Yields (line, {column: str}), or (line, str) with what is wrong of a row.
+
+  Raises:
+    UserError: the file as a whole cannot be read.
+  """
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise UserError(

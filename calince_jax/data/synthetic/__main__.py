@@ -21,13 +21,13 @@ if __name__ == "__main__":
   flags.DEFINE_string("out", None, "Folder to write.", required=True)
   flags.DEFINE_integer("num_clips", 4000, "Clips of the training split.")
   flags.DEFINE_float("mismatch", 0.3, "Fraction of wrong training captions.")
-  flags.DEFINE_integer("seed", 0, "Other seeds, other clips.")
+  flags.DEFINE_integer("seed", 0, "Seed of the clips.")
   flags.DEFINE_integer("size", 64, "Height and width in pixels.")
   flags.DEFINE_integer("num_val", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("num_test", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("max_objects", 3, "Things in a clip, at most.")
   flags.DEFINE_enum(
-    "style", "varied", scene.STYLES, "Plain: easy, told in bare words"
+    "style", "varied", scene.STYLES, "plain: easy, with captions of bare words"
   )
   flags.DEFINE_integer("num_workers", 2, "Processes.")
   cli.run(main)

@@ -20,8 +20,8 @@ name every shape, colour and motion; size and texture are sometimes left out.
   their clips (0); the others, and all of val and test, are right (1).
 
 --style=plain is for quick studies: large things of one colour, each with one
-motion, on grey, told in bare words ("red star up and blue ring grow"); the
-label is the main thing's motion.
+motion, on grey, with captions of bare words ("red star up and blue ring grow");
+the label is the main thing's motion.
 
 A clip depends on (seed, split, its index, max_objects, style) alone.
 """
@@ -45,7 +45,7 @@ from calince_jax.data.synthetic import scene as synthetic_scene
 from calince_jax.data.synthetic import video as synthetic_video
 
 COLUMNS = ("video", "text", "id", "label", "split", "group", "matched")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def generate(
@@ -61,10 +61,10 @@ def generate(
   style: str = "varied",
   num_workers: int = 2,
 ) -> Path:
-  """Writes the corpus, or what is missing of it; the same again is free.
+  """Writes the corpus, or the clips that are missing of it.
 
   Args:
-    out: folder to write; new, empty, or begun with the same arguments.
+    out: folder to write: new, empty, or a corpus of the same arguments.
     num_clips: clips of the training split.
     mismatch: fraction of training captions that are wrong, in [0, 1).
     seed: at least 0.
@@ -190,7 +190,7 @@ def _manifest(addresses: list[tuple[str, int]], arguments: dict) -> str:
 
 
 def _write_clips(folder: Path, missing, arguments, num_workers) -> None:
-  """Writes the missing clips, several processes at once, and tells how far."""
+  """Writes the missing clips in several processes, and prints progress."""
   make = functools.partial(
     _write_clip,
     folder=folder,
@@ -198,11 +198,11 @@ def _write_clips(folder: Path, missing, arguments, num_workers) -> None:
     draw=_scenes(arguments),
   )
   if num_workers == 1 or len(missing) < 64:  # too few to start processes for
-    _tell(map(make, missing), len(missing))
+    _show_progress(map(make, missing), len(missing))
     return
   context = multiprocessing.get_context("spawn")
   with futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-    _tell(pool.map(make, missing, chunksize=16), len(missing))
+    _show_progress(pool.map(make, missing, chunksize=16), len(missing))
 
 
 def _scenes(arguments: dict):
@@ -222,12 +222,12 @@ def _write_clip(address, *, folder, size, draw) -> None:
   )
 
 
-def _tell(finished, total: int) -> None:
-  start = told = time.monotonic()
+def _show_progress(finished, total: int) -> None:
+  start = shown = time.monotonic()
   for count, _ in enumerate(finished, 1):
     now = time.monotonic()
-    if now - told > 2 or count == total:
-      told = now
+    if now - shown > 2 or count == total:
+      shown = now
       rate = count / (now - start)
       print(f"synthetic: {count}/{total} clips, {rate:.0f} clips/s", flush=True)
 

@@ -2,8 +2,8 @@
 
     for t_k = start + k / frame_rate:  the last frame shown at or before t_k
 
-Frames come out as a player shows them (`jpeg.py`). A file either gives its
-clip or raises ClipError with a reason for the person; no frame is ever made up.
+Frames come out as a player shows them (`jpeg.py`). A video either gives its
+clip or raises ClipError with a reason for the person; no frame is invented.
 A decoding error before the clip's end makes the clip unusable.
 
 Files are untrusted: `workers.py` calls this in child processes.
@@ -11,18 +11,18 @@ Files are untrusted: `workers.py` calls this in child processes.
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import av
 
+from calince_jax.data.sources.item import Media
 from calince_jax.data.video.jpeg import Encoding, FrameEncoder
 from calince_jax.data.video.open import (
   MAX_PIXELS,
   ClipError,
-  check_file,
   lacks_memory,
+  media_size,
   message,
   open_video,
   out_of_memory,
@@ -53,7 +53,7 @@ class DecodedClip:
 
 
 def read_clip(
-  path: str | os.PathLike,
+  media: Media,
   start: float | None,
   end: float | None,
   encoding: Encoding,
@@ -61,7 +61,7 @@ def read_clip(
   """Reads the part of a video from `start` to `end`.
 
   Args:
-    path: of the file.
+    media: what holds the video.
     start: seconds of the container's clock; None is the first frame.
     end: seconds; None, or a time after the last frame, is the file's end.
     encoding: how frames are stored.
@@ -69,12 +69,11 @@ def read_clip(
   Raises:
     ClipError: the clip cannot be used.
   """
-  path = os.fspath(path)
-  check_file(path)
+  size = media_size(media)
   for seek in (True, False) if start else (False,):
-    with open_video(path) as container:
+    with open_video(media) as container:
       try:
-        clip = _read(container, path, start, end, encoding, seek)
+        clip = _read(container, size, start, end, encoding, seek)
       except av.error.FFmpegError:
         if not seek:
           raise
@@ -121,7 +120,7 @@ def hold(
 
 def _read(
   container: Any,
-  path: str,
+  size: int,
   start: float | None,
   end: float | None,
   encoding: Encoding,
@@ -151,7 +150,7 @@ def _read(
   if seek and not jpegs:
     return None
   if timed.error is not None or timed.ended:
-    _check_end(path, stream, timed, start)
+    _check_end(size, stream, timed, start)
   if not jpegs:
     raise ClipError(
       "outside the video",
@@ -190,7 +189,7 @@ class _TimedFrames:
     while True:
       try:
         frame = next(decoded, None)
-      except (av.error.FFmpegError, MemoryError, IndexError) as error:
+      except (av.error.FFmpegError, OSError, MemoryError, IndexError) as error:
         # IndexError: PyAV's own, where streams appear on the way.
         self.error = error
         return
@@ -215,13 +214,19 @@ class _TimedFrames:
 
 
 def _check_end(
-  path: str, stream: Any, timed: _TimedFrames, start: float | None
+  size: int, stream: Any, timed: _TimedFrames, start: float | None
 ) -> None:
-  """Looks whether the stream ended because the video does."""
+  """Raises ClipError unless the stream ended because the video does.
+
+  Args:
+    size: bytes of the video.
+    stream, timed: what was read of it.
+    start: seconds, see `read_clip`.
+  """
   if timed.error is not None and lacks_memory(timed.error):
     raise out_of_memory()
   last = stream.index_entries[-1] if len(stream.index_entries) else None
-  missing = last.pos + last.size - os.path.getsize(path) if last else 0
+  missing = last.pos + last.size - size if last else 0
   if missing > 0:
     raise ClipError(
       "cut off",

@@ -1,4 +1,4 @@
-"""Decoded frames to JPEG files: upright, square pixels, 8-bit RGB, one size."""
+"""Encodes frames as JPEG: upright, square pixels, 8-bit RGB, one size."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from calince_jax.data.video.open import (
 )
 
 MAX_ASPECT = 20.0  # of the picture as shown
-MAX_PIXEL_ASPECT = 4.0  # of one pixel; beyond it the file's word is not taken
+MAX_PIXEL_ASPECT = 4.0  # of one pixel; beyond it the header is not believed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Encoding:
 
 
 class FrameEncoder:
-  """Makes JPEG files of one size; a frame that is held is encoded once.
+  """Encodes frames in one size; a frame that is repeated is encoded once.
 
   Attributes:
     shown_size: (width, height) of the files.
@@ -52,6 +52,7 @@ class FrameEncoder:
     self._frame, self._jpeg = None, b""
 
   def encode(self, frame: Any) -> bytes:
+    """Returns an av.VideoFrame as a JPEG file; raises ClipError."""
     if frame is not self._frame:
       if self._frame is None:
         self._measure(frame)
@@ -59,7 +60,7 @@ class FrameEncoder:
     return self._jpeg
 
   def _measure(self, frame: Any) -> None:
-    """The first frame decides the size and the turn of all."""
+    """Takes the size and the rotation of all frames from the first."""
     aspect = float(self._stream.sample_aspect_ratio or 1)
     if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
       aspect = 1.0
@@ -112,8 +113,8 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
   try:
     side_data = list(frame.side_data)
   except ValueError:
-    # PyAV 18 does not know some kinds of side data that FFmpeg 8 gives, and
-    # then hands out none. The angle it still knows; mirroring is lost.
+    # PyAV 18 does not know some kinds of side data of FFmpeg 8, and then gives
+    # none at all. The angle it still knows; mirroring is lost.
     angle = math.radians(frame.rotation)  # counter-clockwise
     cos, sin = round(math.cos(angle)), round(math.sin(angle))
     return cos, -sin, sin, cos

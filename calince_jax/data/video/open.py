@@ -1,16 +1,19 @@
-"""Opens untrusted video files, and says in plain words why one cannot be used.
+"""Opens untrusted videos; where one cannot be used, says why in plain words.
 
 Formats that name other files, devices or addresses (playlists) are refused, and
 so are frames of more than MAX_PIXELS.
 """
 
+import contextlib
 import errno
-import io
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import av
 from av.stream import Disposition
+
+from calince_jax.data.sources.item import Media
 
 MAX_PIXELS = 36_000_000  # a little more than 8K
 
@@ -38,46 +41,106 @@ class ClipError(Exception):
     self.what, self.why, self.what_to_do = what, why, what_to_do
 
 
-def check_file(path: str) -> None:
+class _Part:
+  """The bytes [offset, offset + size) of an open file, as a file to read."""
+
+  def __init__(self, file: BinaryIO, offset: int, size: int):
+    self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+  def read(self, count: int = -1) -> bytes:
+    left = max(0, self._size - self._at)
+    self._file.seek(self._offset + self._at)
+    data = self._file.read(left if count < 0 else min(count, left))
+    self._at += len(data)
+    return data
+
+  def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+    position += (0, self._at, self._size)[whence]
+    if position < 0:
+      return -1  # what FFmpeg takes for an error
+    self._at = position
+    return position
+
+  def tell(self) -> int:
+    return self._at
+
+
+@contextlib.contextmanager
+def open_bytes(media: Media) -> Iterator[BinaryIO | _Part]:
+  """Opens what holds the video, to read bytes from it."""
+  with open(media.path, "rb") as file:
+    if media.offset is None:
+      yield file
+    else:
+      yield _Part(file, media.offset, media.size)
+
+
+def media_size(media: Media) -> int:
+  """Returns the number of bytes of the video.
+
+  Raises:
+    ClipError: there are none, or not all of them.
+  """
   try:
-    size = os.path.getsize(path)
+    whole = os.path.getsize(media.path)
   except OSError as error:
     raise ClipError(
       "no such file", f"it cannot be read: {error.strerror}", "check the file"
     ) from None
+  size = whole if media.offset is None else media.size
   if size == 0:
     raise ClipError("empty file", "the file has 0 bytes", "download it again")
-
-
-def open_video(path: str) -> Any:
-  """Returns an open av container."""
-  try:
-    return av.open(
-      path,
-      container_options={
-        "format_whitelist": _ALLOWED_FORMATS,
-        "protocol_whitelist": "file",
-      },
-      metadata_errors="replace",
+  if media.offset is not None and media.offset + size > whole:
+    raise ClipError(
+      "cut off",
+      f"it should end at byte {media.offset + size:,} of a file that has "
+      f"{whole:,} bytes",
+      "download that file again",
     )
-  except (av.error.FFmpegError, ValueError, UnicodeError) as error:
-    raise _explain_unopened(path, error) from None
+  return size
 
 
-def _explain_unopened(path: str, error: Exception) -> ClipError:
+@contextlib.contextmanager
+def open_video(media: Media) -> Iterator[Any]:
+  """Opens an av container for the length of a block.
+
+  Raises:
+    ClipError: it is no video that may be opened.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      file = media.path  # a whole file is FFmpeg's own to read
+      if media.offset is not None:
+        file = stack.enter_context(open_bytes(media))
+      container = stack.enter_context(
+        av.open(
+          file,
+          container_options={
+            "format_whitelist": _ALLOWED_FORMATS,
+            "protocol_whitelist": "file",
+          },
+          metadata_errors="replace",
+        )
+      )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+      raise _explain_unopened(media, error) from None
+    yield container
+
+
+def _explain_unopened(media: Media, error: Exception) -> ClipError:
   if lacks_memory(error):
     return out_of_memory()
   try:
-    with open(path, "rb") as file:
+    with open_bytes(media) as file:
       head = file.read(512)
       is_mp4 = head[4:8] in _FIRST_BOXES
-      fault = _mp4_fault(file) if is_mp4 else None
+      reason = _mp4_reason(file) if is_mp4 else None
   except OSError as failure:
     return ClipError(
       "no such file", f"it cannot be read: {failure.strerror}", "check the file"
     )
-  if fault is not None:
-    return fault
+  if reason is not None:
+    return reason
   if b"<html" in head.lower() or b"<!doctype" in head.lower():
     return ClipError(
       "not a video",
@@ -98,8 +161,8 @@ def _explain_unopened(path: str, error: Exception) -> ClipError:
   )
 
 
-def _mp4_fault(file: io.BufferedReader) -> ClipError:
-  """Follows the boxes of an mp4 file that does not open."""
+def _mp4_reason(file: BinaryIO | _Part) -> ClipError:
+  """Follows the boxes of an mp4 file that does not open, to say why."""
   length = file.seek(0, os.SEEK_END)
   names, position, size = set(), 0, 8
   while position < length and size >= 8 and len(names) < 64:
@@ -129,7 +192,11 @@ def _mp4_fault(file: io.BufferedReader) -> ClipError:
 
 
 def video_stream(container: Any) -> Any:
-  """Returns the stream to decode; cover art is not a video."""
+  """Returns the stream to decode; cover art is not a video.
+
+  Raises:
+    ClipError: there is none that can be decoded.
+  """
   cover = Disposition.attached_pic | Disposition.timed_thumbnails
   streams = [s for s in container.streams.video if not s.disposition & cover]
   best = container.streams.best("video")
@@ -156,6 +223,7 @@ def video_stream(container: Any) -> Any:
 
 
 def check_pixels(width: int, height: int) -> None:
+  """Raises ClipError for a frame of more than MAX_PIXELS."""
   if width * height > MAX_PIXELS:
     raise ClipError(
       "too large",
@@ -165,7 +233,7 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def lacks_memory(error: BaseException) -> bool:
-  """Whether the system refused memory (or a thread, for want of it)."""
+  """Returns whether the system refused memory, or a thread for lack of it."""
   refused = (errno.ENOMEM, errno.EAGAIN)
   return isinstance(error, MemoryError) or (
     isinstance(error, OSError) and error.errno in refused
@@ -173,6 +241,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def out_of_memory() -> ClipError:
+  """Returns the reason to give where `lacks_memory`."""
   return ClipError(
     "too much memory",
     "decoding it needs more memory than allowed",
@@ -181,5 +250,5 @@ def out_of_memory() -> ClipError:
 
 
 def message(error: BaseException) -> str:
-  """FFmpeg's own words, without number and path."""
+  """Returns FFmpeg's message without number and path."""
   return getattr(error, "strerror", None) or str(error) or type(error).__name__

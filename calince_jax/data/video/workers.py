@@ -1,11 +1,11 @@
-"""Reads clips in child processes: a hostile file costs one clip, not the run.
+"""Decodes clips in child processes: a hostile file costs one clip only.
 
 Each worker is a Python process that imports PyAV and little else. It handles
 one clip at a time under a memory limit; when it dies or exceeds the time limit,
 the clip is lost, and another worker takes its place.
 
 The parent sends JSON and gets back a JSON header with JPEG bytes behind it. No
-pickle: what a child sends is data of the file that it has read.
+pickle: what a child sends may come from the file that it has read.
 """
 
 import collections
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 
 import av
 
+from calince_jax.data.sources.item import Media
 from calince_jax.data.video.decode import DecodedClip, read_clip
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.open import ClipError, lacks_memory, out_of_memory
@@ -36,14 +37,14 @@ MAX_HELD = 256 << 20  # bytes of frames that may wait for the slowest one
 START_LIMIT = 60.0  # seconds for a worker to start
 MAX_REPLY = 1 << 30  # bytes
 MAX_HEADER = 1 << 20  # bytes of a reply besides its frames
-MAX_FILE = 1 << 20  # bytes that a worker may write: its last words
+MAX_FILE = 1 << 20  # bytes that a worker may write: its error messages
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A clip to read; see `read_clip`."""
+  """A clip to decode; see `read_clip`."""
 
-  path: str
+  media: Media
   start: float | None
   end: float | None
 
@@ -81,7 +82,10 @@ class DecodeWorkers:
   def read(
     self, requests: Iterable[Request]
   ) -> Iterator[DecodedClip | ClipError]:
-    """Yields what became of each request, in the order of the requests.
+    """Yields the clip of each request, or why there is none, in their order.
+
+    One at a time: close it (`contextlib.closing`) before the next call if it is
+    not read to its end.
 
     Raises:
       UserError: workers do not start.
@@ -92,38 +96,42 @@ class DecodeWorkers:
     held = 0  # bytes in `done`
     idle = collections.deque(self._workers)
     busy: dict[_Worker, int] = {}
-    given, waiting, more = 0, 0, True  # waiting for result number `waiting`
-    while True:
-      # The request that is waited for is always given: nothing can stick.
-      while more and idle and given < waiting + window and held <= MAX_HELD:
-        index, request = next(requests, (None, None))
-        more = request is not None
-        if more:
-          worker = idle.popleft()
-          worker.start(request)
-          busy[worker] = index
-          given += 1
-      while waiting in done:
-        result = done.pop(waiting)
-        held -= _size(result)
-        waiting += 1
-        yield result
-      if not busy and not more:
-        return
-      for worker in _wait(busy):
-        index = busy.pop(worker)
-        done[index] = worker.result()
-        held += _size(done[index])
-        idle.append(worker)
+    given, waiting, more = 0, 0, True  # `waiting`: the next result to yield
+    try:
+      while True:
+        # The request that is waited for is always given: no deadlock.
+        while more and idle and given < waiting + window and held <= MAX_HELD:
+          index, request = next(requests, (None, None))
+          more = request is not None
+          if more:
+            worker = idle.popleft()
+            worker.start(request)
+            busy[worker] = index
+            given += 1
+        while waiting in done:
+          result = done.pop(waiting)
+          held -= _size(result)
+          waiting += 1
+          yield result
+        if not busy and not more:
+          return
+        for worker in _wait(busy):
+          index = busy.pop(worker)
+          done[index] = worker.result()
+          held += _size(done[index])
+          idle.append(worker)
+    finally:
+      for worker in busy:  # it would answer the next call
+        worker.kill()
 
 
 def _size(result: DecodedClip | ClipError) -> int:
-  """The bytes of its frames."""
+  """Returns the bytes of its frames."""
   return sum(map(len, getattr(result, "frames", ())))
 
 
 def _wait(busy: Iterable["_Worker"]) -> list["_Worker"]:
-  """Returns the workers that have answered, died or run out of time."""
+  """Waits for workers that have answered, died or run out of time."""
   busy = list(busy)
   patience = min((w.deadline for w in busy), default=0.0) - time.monotonic()
   ready = mpc.wait([w.pipe for w in busy], max(0.0, patience))
@@ -132,7 +140,7 @@ def _wait(busy: Iterable["_Worker"]) -> list["_Worker"]:
 
 
 class _Worker:
-  """One child process and what it is at.
+  """One child process.
 
   Attributes:
     pipe: becomes readable when the child answers or dies.
@@ -156,11 +164,11 @@ class _Worker:
     if self._process is None:
       self._launch()
     self.deadline = time.monotonic() + self._time_limit
-    with contextlib.suppress(OSError):  # it has died: result() says so
+    with contextlib.suppress(OSError):  # it has died: result() explains
       _send_json(self.pipe, dataclasses.asdict(request))
 
   def result(self) -> DecodedClip | ClipError:
-    """Receives the answer, or finds out why there is none."""
+    """Receives the answer, or explains why there is none."""
     try:
       if self.pipe.poll():
         return _unpack(self.pipe.recv_bytes(MAX_REPLY))
@@ -205,14 +213,14 @@ class _Worker:
     self.pipe, theirs = mpc.Pipe()
     package = pathlib.Path(__file__).parents[3]
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryFile() as words, theirs:
+    with tempfile.TemporaryFile() as messages, theirs:
       self._process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=words,
+        stderr=messages,
         start_new_session=True,  # Ctrl-C is for the parent alone
       )
       theirs.close()
@@ -221,10 +229,10 @@ class _Worker:
         if self.pipe.poll(START_LIMIT):
           self.pipe.recv_bytes(64)
           return
-        reason = f"no sign of life after {START_LIMIT:g} s"
+        reason = f"it does not answer within {START_LIMIT:g} s"
       except (EOFError, OSError):
-        words.seek(0)
-        lines = words.read().decode("utf-8", "replace").split("\n")
+        messages.seek(0)
+        lines = messages.read().decode("utf-8", "replace").split("\n")
         reason = [line for line in ["it died", *lines] if line.strip()][-1]
     self.kill()
     raise UserError(
@@ -236,12 +244,17 @@ class _Worker:
 # ------------------------------------------------------------ messages
 
 
+def _unpack_request(data: bytes) -> Request:
+  fields = json.loads(data)
+  return Request(**fields | {"media": Media(**fields["media"])})
+
+
 def _send_json(pipe: mpc.Connection, message: dict) -> None:
   pipe.send_bytes(json.dumps(message).encode())
 
 
 def _pack(result: DecodedClip | ClipError) -> bytes:
-  """A JSON header on the first line, and the frames behind it."""
+  """Returns a JSON header on one line, and the frames behind it."""
   if isinstance(result, ClipError):
     return json.dumps({"error": result.args}).encode() + b"\n"
   header = dataclasses.asdict(result)
@@ -276,7 +289,7 @@ def _serve(pipe: mpc.Connection) -> None:
   pipe.send_bytes(b"ready")
   while True:
     try:
-      request = json.loads(pipe.recv_bytes())
+      request = _unpack_request(pipe.recv_bytes())
     except EOFError:
       return
     # The parent watches the time; this ends a child that has lost its parent.
@@ -286,11 +299,11 @@ def _serve(pipe: mpc.Connection) -> None:
     pipe.send_bytes(reply)
 
 
-def _read_guarded(request: dict, encoding: Encoding) -> DecodedClip | ClipError:
+def _read_guarded(
+  request: Request, encoding: Encoding
+) -> DecodedClip | ClipError:
   try:
-    clip = read_clip(
-      request["path"], request["start"], request["end"], encoding
-    )
+    clip = read_clip(request.media, request.start, request.end, encoding)
     size = _size(clip)
     if size <= MAX_REPLY - MAX_HEADER:
       return clip
@@ -301,7 +314,7 @@ def _read_guarded(request: dict, encoding: Encoding) -> DecodedClip | ClipError:
     )
   except ClipError as error:
     return error
-  except Exception as error:  # a fault of ours or PyAV's costs one clip only
+  except Exception as error:  # a bug of ours or PyAV's costs one clip only
     if lacks_memory(error):
       return out_of_memory()
     return ClipError(

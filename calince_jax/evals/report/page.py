@@ -8,51 +8,38 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
 from calince_jax.errors import UserError
-from calince_jax.evals.report import charts
+from calince_jax.evals.report import charts, headlines, tables
+from calince_jax.evals.report.read import TASKS, part
 
-TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
-# What each result must hold (evaluate writes it).
+# The parts of a result that the page needs.
 REQUIRED = {
   "retrieval": ("protocol", "metrics", "chance"),
   "video_retrieval": ("protocol", "metrics", "chance"),
   "recognition": ("protocol", "metrics", "chance", "majority"),
   "calibration": ("protocol", "metrics", "chance", "histogram", "reliability"),
 }
-RETRIEVAL_COLUMNS = ("R@1", "R@5", "R@10", "MedR", "MeanR")
 WORST_SHOWN = 12  # the others are folded away
-CALIBRATION_NAMES = {
-  "auc": "AUC of the score, matched against mismatched",
-  "auc_head": "AUC of the head's logit alone",
-  "auc_cosine": "AUC of the cosine alone",
-  "ece": "ECE of the confidence",
-  "mean_confidence": "mean confidence",
-  "mean_confidence_matched": "mean confidence of matched pairs",
-  "mean_confidence_mismatched": "mean confidence of mismatched pairs",
-  "noise_rate_estimate": "noise rate, estimated",
-  "noise_rate_in_training": "noise rate, estimated in training",
-  "noise_rate_true": "noise rate, true",
-}
 
 
 def render(run: dict) -> str:
   """The page as one string.
 
   Args:
-    run: {"name": str, "workdir": str as a command line would say it, "date":
-      str, "config": dict or None, "metrics": list of logged rows, maybe empty,
-      and for each of TASKS its result as evaluate wrote it, or None}. What is
-      absent becomes a line that names the command which makes it.
+    run: {"name": str, "workdir": str as on a command line, "date": str,
+      "config": dict or None, "metrics": list of logged rows, maybe empty, and
+      for each of TASKS its result as evaluate wrote it, or None}. Where
+      something is absent, the page names the command that makes it.
 
   Raises:
     UserError: a result lacks a part, or a thumbnail is not a base64 JPEG.
   """
+  run = run | {"retrieval": _renamed(run["retrieval"])}
   for task in TASKS:
     if run[task] is not None:
       _check(task, run[task])
@@ -63,30 +50,48 @@ def render(run: dict) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters["short"] = short
+  environment.filters["short"] = tables.short
   return environment.get_template("report.html").render(
     run=run,
     facts=_facts(run),
-    cards=_cards(run),
+    cards=headlines.cards(run),
     panels=_panels(run),
-    tables={task: _table(task, run[task]) for task in TASKS if run[task]},
+    tables={task: tables.table(task, run[task]) for task in TASKS if run[task]},
     calibration=_calibration(run["calibration"]),
     config=_flat(run["config"]) if run["config"] else [],
     worst_shown=WORST_SHOWN,
   )
 
 
-def short(value: object) -> str:
-  """A number as a table shows it; other values as they are."""
-  if value is None:
-    return "not known"
-  if isinstance(value, bool):
-    return "yes" if value else "no"
-  if not isinstance(value, (int, float)):
-    return str(value)
-  if isinstance(value, int) or not math.isfinite(value):
-    return f"{value:,}"
-  return f"{value:.3f}" if abs(value) < 1 else f"{value:,.1f}"
+def make_page(run: dict, workdir: Path) -> tuple[str, str]:
+  """The page and, for the terminal, the headline numbers.
+
+  Args:
+    run: from read.read_run.
+    workdir: the run folder, for messages.
+
+  Raises:
+    UserError: a file holds what evaluate and train do not write.
+  """
+  try:
+    return render(run), headlines.summary(run)
+  except UserError:
+    raise
+  # In files from others anything may have another form, at any depth.
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
+  ) as error:
+    wrong = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise UserError(
+      f"a file of {workdir} is not as train and evaluate write it ({wrong}); "
+      "run evaluate again, or undo what was changed by hand"
+    ) from error
 
 
 def _check(task: str, result: dict) -> None:
@@ -97,10 +102,22 @@ def _check(task: str, result: dict) -> None:
       f"python -m calince_jax.evaluate --task={task}"
     )
   shown = [
-    hit for query in _part(result, "gallery") for hit in query["hits"]
-  ] + _part(result, "worst")
+    hit for query in part(result, "queries") for hit in query["hits"]
+  ] + part(result, "worst")
   for item in shown:
     _check_thumbnail(task, item)
+
+
+def _renamed(result: dict | None) -> dict | None:
+  """A retrieval result that an older evaluate wrote, with today's names."""
+  if result is None or "gallery" not in result:
+    return result
+  queries = [
+    query
+    | {"hits": [hit | {"similarity": hit["score"]} for hit in query["hits"]]}
+    for query in result["gallery"]
+  ]
+  return result | {"queries": queries}
 
 
 def _check_thumbnail(task: str, item: dict) -> None:
@@ -114,15 +131,8 @@ def _check_thumbnail(task: str, item: dict) -> None:
     )
 
 
-def _part(result: dict, name: str) -> list:
-  """An optional part of a result."""
-  if name not in result:
-    return []
-  return result[name]
-
-
 def _facts(run: dict) -> list[tuple[str, object]]:
-  """What the header says beside the run's name."""
+  """Label and value of the facts beside the run's name in the header."""
   facts = []
   results = [run[task] for task in TASKS if run[task]]
   for name, label in (
@@ -134,36 +144,6 @@ def _facts(run: dict) -> list[tuple[str, object]]:
   if run["metrics"]:
     facts.append(("trained for", f"{run['metrics'][-1]['step']:,} steps"))
   return [*facts, ("report made", run["date"])]
-
-
-def _cards(run: dict) -> list[dict]:
-  """The headline numbers, each with what chance would give."""
-  wanted = (
-    ("retrieval", "t2v_R@1", "Text → video R@1", "%"),
-    ("retrieval", "v2t_R@1", "Video → text R@1", "%"),
-    ("retrieval", "t2v_MedR", "Text → video median rank", ""),
-    ("video_retrieval", "R@1", "Video → video R@1", "%"),
-    ("recognition", "top1", "Action recognition top-1", "%"),
-    ("calibration", "auc", "Score AUC, matched or not", "auc"),
-  )
-  cards = []
-  for task, metric, label, unit in wanted:
-    result = run[task]
-    if result is None or metric not in result["metrics"]:
-      continue
-    value, chance = result["metrics"][metric], result["chance"][metric]
-    scale = {"%": 1, "auc": 100, "": None}[unit]
-    digits = ".3f" if unit == "auc" else ".1f"
-    cards.append(
-      {
-        "label": label,
-        "value": format(value, digits),
-        "chance": format(chance, digits),
-        "unit": " %" if unit == "%" else "",
-        "bar": scale and (scale * value, scale * chance),
-      }
-    )
-  return cards
 
 
 def _panels(run: dict) -> list[dict]:
@@ -215,60 +195,14 @@ def _three_digits(value: float) -> str:
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _table(task: str, result: dict) -> dict:
-  """Columns and rows of a task's protocol table."""
-  metrics, chance = result["metrics"], result["chance"]
-  if task == "calibration":
-    rows = [
-      (CALIBRATION_NAMES[name], [short(metrics[name])], "")
-      for name in CALIBRATION_NAMES
-      if name in metrics
-    ]
-    return {"columns": [""], "rows": rows}
-  if task == "retrieval":
-    rows = []
-    for prefix, label in (("t2v", "Text → video"), ("v2t", "Video → text")):
-      for values, name, kind in (
-        (metrics, label, "ours"),
-        (chance, "chance", "minor"),
-        (_part(result, "dual_softmax"), "with dual softmax *", "minor"),
-      ):
-        if values:
-          cells = _cells(values[f"{prefix}_{c}"] for c in RETRIEVAL_COLUMNS)
-          rows.append((name, cells, kind))
-    return {"columns": RETRIEVAL_COLUMNS, "rows": rows}
-  columns = list(metrics)
-  rows = [("frozen features", _cells(metrics.values()), "ours")]
-  if "intervals" in result:
-    cells = [
-      "{:.1f} to {:.1f}".format(*result["intervals"][c]) for c in columns
-    ]
-    rows.append(("95 % interval", cells, "minor"))
-  for name, label in (
-    ("majority", "most frequent class"),
-    ("chance", "chance"),
-  ):
-    if name in result:
-      cells = _cells(result[name][c] for c in columns)
-      rows.append((label, cells, "minor"))
-  return {
-    "columns": [c.replace("top", "top-").replace("_", " ") for c in columns],
-    "rows": rows,
-  }
-
-
-def _cells(values: Iterable[float]) -> list[str]:
-  return [f"{value:,.1f}" for value in values]
-
-
 def _calibration(result: dict | None) -> dict:
-  """The two charts of the scores, and how many of the worst pairs are bad."""
+  """The two charts of the confidence, and the truth of the worst pairs."""
   if result is None:
     return {}
   histogram = dict(result["histogram"])
   edges = histogram.pop("edges")
   rows = result["reliability"]
-  known = [w for w in _part(result, "worst") if w["matched"] is not None]
+  known = [w for w in part(result, "worst") if w["matched"] is not None]
   return {
     "histogram": charts.histogram_chart(
       edges,

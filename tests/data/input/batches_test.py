@@ -1,4 +1,4 @@
-"""The pipeline against plain loops, on one host, many hosts and a mix."""
+"""The pipelines against plain loops, on one host, many hosts and a mix."""
 
 import io
 import itertools
@@ -12,8 +12,8 @@ from conftest import PLAIN_SAMPLING
 from PIL import Image
 
 from calince_jax.data.input import batches as pipeline
-from calince_jax.data.input import clip_cache, label_noise, sampling
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.input import frames, label_noise, sampling
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 
@@ -48,9 +48,14 @@ def batches(readers, tokenizer, count, *, rows=None, first_step=0, **changes):
   return list(itertools.islice(made, count))
 
 
-def test_shapes_and_dtypes(reader, tokenizer):
-  (batch,) = batches([reader], tokenizer, 1)
-  assert {name: (x.dtype.name, x.shape) for name, x in batch.items()} == {
+@pytest.fixture(scope="module")
+def ten(reader, tokenizer):
+  """80 positions: two epochs of 40."""
+  return batches([reader], tokenizer, 10)
+
+
+def test_shapes_and_dtypes(ten):
+  assert {name: (x.dtype.name, x.shape) for name, x in ten[0].items()} == {
     "video": ("uint8", (BATCH, 4, 16, 16, 3)),
     "text_ids": ("int32", (BATCH, 10)),
     "text_mask": ("bool", (BATCH, 10)),
@@ -59,46 +64,42 @@ def test_shapes_and_dtypes(reader, tokenizer):
   }
 
 
-def test_each_epoch_reads_every_clip_once_in_another_order(reader, tokenizer):
-  made = batches([reader], tokenizer, 10)  # 80 positions: two epochs of 40
-  clips = np.concatenate([batch["pair_index"] for batch in made]) // 2
+def test_each_epoch_reads_every_clip_once_in_another_order(ten):
+  clips = np.concatenate([batch["pair_index"] for batch in ten]) // 2
   first, second = clips[:40].tolist(), clips[40:].tolist()
   assert sorted(first) == sorted(second) == list(range(40))
   assert first != second
   assert first != sorted(first)
 
 
-def test_a_run_that_starts_later_sees_the_same_samples(reader, tokenizer):
-  whole = batches([reader], tokenizer, 7)
+def test_a_run_that_starts_later_sees_the_same_samples(reader, tokenizer, ten):
   later = batches([reader], tokenizer, 3, first_step=4)
-  for a, b in zip(whole[4:], later, strict=True):
+  for a, b in zip(ten[4:7], later, strict=True):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_hold_the_batch_of_one(reader, tokenizer, hosts):
-  whole = batches([reader], tokenizer, 3)
+def test_hosts_together_hold_the_batch_of_one(reader, tokenizer, ten, hosts):
   share = np.split(np.arange(BATCH), hosts)
   parts = [batches([reader], tokenizer, 3, rows=rows) for rows in share]
   for step in range(3):
-    for name in whole[step]:
+    for name in ten[step]:
       joined = np.concatenate([part[step][name] for part in parts])
-      np.testing.assert_array_equal(joined, whole[step][name])
+      np.testing.assert_array_equal(joined, ten[step][name])
 
 
-def test_the_seed_changes_the_samples(reader, tokenizer):
-  (a,), (b,) = (batches([reader], tokenizer, 1, seed=s) for s in (0, 1))
-  assert (a["pair_index"] != b["pair_index"]).any()
+def test_the_seed_changes_the_samples(reader, tokenizer, ten):
+  (other,) = batches([reader], tokenizer, 1, seed=1)
+  assert (ten[0]["pair_index"] != other["pair_index"]).any()
 
 
-def test_texts_belong_to_the_pairs(reader, tokenizer):
-  made = batches([reader], tokenizer, 10)
+def test_texts_belong_to_the_pairs(reader, tokenizer, ten):
   known = {}
   for record in reader.read(range(len(reader))):
     known |= dict(zip(record["pair_indices"], record["texts"], strict=True))
   seen = set()
-  for batch in made:
+  for batch in ten:
     ids, mask = tokenizer.encode([known[i] for i in batch["pair_index"]], 10)
     np.testing.assert_array_equal(batch["text_ids"], ids)
     np.testing.assert_array_equal(batch["text_mask"], mask)
@@ -106,13 +107,12 @@ def test_texts_belong_to_the_pairs(reader, tokenizer):
   assert len({i % 2 for i in seen}) == 2  # both captions of a clip are used
 
 
-def test_the_truth_belongs_to_the_pair(reader, tokenizer):
+def test_the_truth_belongs_to_the_pair(reader, ten):
   known = {}
   for record in reader.read(range(len(reader))):
     known |= dict(zip(record["pair_indices"], record["matched"], strict=True))
-  made = batches([reader], tokenizer, 10)
-  pairs = np.concatenate([batch["pair_index"] for batch in made])
-  truth = np.concatenate([batch["matched"] for batch in made])
+  pairs = np.concatenate([batch["pair_index"] for batch in ten])
+  truth = np.concatenate([batch["matched"] for batch in ten])
   assert truth.tolist() == [known[i] for i in pairs]
   assert set(truth.tolist()) == {0, 1}
 
@@ -145,27 +145,28 @@ def test_kept_in_memory_every_sample_is_the_same(reader, tokenizer, changes):
 
 def test_kept_in_memory_nothing_is_read_again(reader, tokenizer):
   class Counted:
-    reads = 0
+    def __init__(self):
+      self.reads = []  # from several threads
 
     def __len__(self):
       return len(reader)
 
     def read(self, indices):
-      self.reads += len(indices)
+      self.reads += indices
       return reader.read(indices)
 
   counts = {}
   for cache in (False, True):
     counted = Counted()
     batches([counted], tokenizer, 30, cache=cache)  # 240 samples, 6 epochs
-    counts[cache] = counted.reads
+    counts[cache] = len(counted.reads)
   assert counts[True] == 40 and counts[False] >= 240
 
 
 def test_a_picture_of_the_right_size_is_not_resampled(reader):
   jpeg = reader.read([3])[0]["frames"][0]
   box = np.array([0, 4, 32, 32], np.int32)
-  (ours,) = clip_cache.decode(tf.constant([jpeg]), box, 32).numpy()
+  (ours,) = frames.decode(tf.constant([jpeg]), box, 32).numpy()
   decoded = tf.io.decode_and_crop_jpeg(jpeg, box, channels=3)
   np.testing.assert_array_equal(ours, decoded)
   # Nor would resampling have changed it.
@@ -227,6 +228,22 @@ def test_evaluation_reads_every_clip_in_order_and_fills_up(tiny_dataset):
     assert made[1]["video"].shape == (8, 4, 16, 16, 3)
 
 
+def test_evaluation_reads_in_another_order(tiny_dataset):
+  reader = ClipReader(tiny_dataset, "test")
+  order = np.random.default_rng(0).permutation(12)
+  plain, other = (
+    list(pipeline.eval_batches(reader, SAMPLING, batch_size=8, order=o))
+    for o in (None, order)
+  )
+  join = {
+    name: np.concatenate([batch[name] for batch in plain])[:12]
+    for name in plain[0]
+  }
+  assert other[1]["record"].tolist() == [*order[8:], -1, -1, -1, -1]
+  for name, values in join.items():
+    np.testing.assert_array_equal(other[0][name], values[order[:8]])
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_evaluate_what_one_does(tiny_dataset, hosts):
   reader = ClipReader(tiny_dataset, "test")  # 12 clips, batches of 8
@@ -255,7 +272,7 @@ def test_evaluation_views(tiny_dataset):
   assert len(different) == 6
 
 
-def test_a_damaged_record_is_named(tiny_dataset, tokenizer, tmp_path):
+def test_a_corrupt_record_is_named(tiny_dataset, tokenizer, tmp_path):
   broken = tmp_path / "broken"
   shutil.copytree(tiny_dataset, broken)
   shard = next(broken.glob("clips-train*"))
@@ -263,5 +280,7 @@ def test_a_damaged_record_is_named(tiny_dataset, tokenizer, tmp_path):
   for place in range(len(data) // 3, len(data) // 2, 97):
     data[place] ^= 0xFF
   shard.write_bytes(data)
-  with pytest.raises(UserError, match="prepare the"):
+  with pytest.raises(
+    UserError, match=r"record \d+ of split 'train'.* run prepare again"
+  ):
     batches([ClipReader(broken, "train")], tokenizer, 10)

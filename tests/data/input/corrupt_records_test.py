@@ -1,14 +1,17 @@
-"""DamageLog: the ledger, the counts, and when it is too much."""
+"""CorruptRecordLog: the ledger, the counts and their limit."""
 
 import concurrent.futures
 import csv
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
+from calince_jax import files
 from calince_jax.data.input import corrupt_records
-from calince_jax.data.input.corrupt_records import DamagedRecord, DamageLog
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
+from calince_jax.data.problems import CorruptRecord
 from calince_jax.errors import UserError
 
 HEADER = ["path", "what", "why", "what_to_do"]
@@ -26,8 +29,8 @@ class Reader:
     return self.size
 
 
-def fault(record, directory="some/set"):
-  return DamagedRecord(directory, "train", record, f"byte {record}\nis, off")
+def corrupt(record, directory="some/set"):
+  return CorruptRecord(directory, "train", record, f"byte {record}\nis, off")
 
 
 def rows(path):
@@ -37,7 +40,9 @@ def rows(path):
 
 def open_log(workdir, *readers, **settings):
   readers = readers or (Reader("some/set"),)
-  return DamageLog(workdir, readers, **{"max_bad_fraction": 0.1} | settings)
+  return CorruptRecordLog(
+    workdir, readers, **{"max_bad_fraction": 0.1} | settings
+  )
 
 
 def test_each_record_is_written_at_once_and_once(tmp_path, capsys):
@@ -45,10 +50,10 @@ def test_each_record_is_written_at_once_and_once(tmp_path, capsys):
   assert not (tmp_path / "run").exists()
   expected = [HEADER]
   for record in (17, 3, 17, 3, 5):
-    log.found(fault(record))
+    log.add(corrupt(record))
     row = [
       f"some/set/train/record {record}",
-      "damaged record",
+      "corrupt record",
       f"byte {record} is, off",
       corrupt_records.WHAT_TO_DO,
     ]
@@ -63,16 +68,16 @@ def test_each_record_is_written_at_once_and_once(tmp_path, capsys):
 def test_a_resumed_run_goes_on_with_its_ledger(tmp_path):
   path = tmp_path / "ledger.csv"
   for record in (1, 2):
-    open_log(tmp_path).found(fault(record))
+    open_log(tmp_path).add(corrupt(record))
   before = path.read_bytes()
   log = open_log(tmp_path)
-  log.found(fault(2))
+  log.add(corrupt(2))
   assert path.read_bytes() == before
   # Stopped while a row was being written.
   path.write_bytes(before + b'some/set/train/record 3,"dam')
   log = open_log(tmp_path)
-  log.found(fault(3))
-  log.found(fault(4))
+  log.add(corrupt(3))
+  log.add(corrupt(4))
   assert [row[0][-1] for row in rows(path)[1:]] == list("1234")
   assert {len(row) for row in rows(path)} == {4}
   assert path.read_bytes().startswith(before)
@@ -82,7 +87,7 @@ def test_a_resumed_run_goes_on_with_its_ledger(tmp_path):
 def test_processes_have_ledgers_of_their_own(tmp_path):
   for process in range(3):
     log = open_log(tmp_path, process=process)
-    log.found(fault(process))
+    log.add(corrupt(process))
   for process, name in enumerate(("ledger", "ledger-1", "ledger-2")):
     (_, row) = rows(tmp_path / f"{name}.csv")
     assert row[0] == f"some/set/train/record {process}"
@@ -92,43 +97,41 @@ def test_threads_write_atomic_lines(tmp_path, capsys):
   log = open_log(tmp_path)
   order = np.random.default_rng(0).integers(0, 60, 2000).tolist()
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    list(pool.map(lambda record: log.found(fault(record)), order))
-  found = [row[0] for row in rows(tmp_path / "ledger.csv")[1:]]
-  assert sorted(found) == sorted(
+    list(pool.map(lambda record: log.add(corrupt(record)), order))
+  listed = [row[0] for row in rows(tmp_path / "ledger.csv")[1:]]
+  assert sorted(listed) == sorted(
     f"some/set/train/record {k}" for k in range(60)
   )
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == corrupt_records.PRINTED + 1
+  assert len(lines) == corrupt_records.MAX_PRINTED + 1
   assert "ledger.csv alone" in lines[-1]
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, capsys):
   log = open_log(tmp_path / "run")
   (tmp_path / "run").write_text("in the way of the folder")
-  log.found(fault(1))
+  log.add(corrupt(1))
   assert "ledger.csv cannot be written" in capsys.readouterr().out
   (tmp_path / "run").unlink()
-  log.found(fault(2))
+  log.add(corrupt(2))
   written = rows(tmp_path / "run" / "ledger.csv")
   assert [row[0][-1] for row in written[1:]] == ["1", "2"]
 
 
-def test_a_bucket_gets_the_whole_file_each_time(tmp_path):
-  class Bucket:
-    contents = ()
-
-    def __str__(self):
-      return "gs://bucket/run/ledger.csv"
-
-    def write_bytes(self, data):
-      self.contents += (data.decode(),)
-
+def test_a_bucket_gets_the_whole_file_each_time(tmp_path, monkeypatch):
+  """An object is written whole; it cannot be appended to."""
   log = open_log(tmp_path)
-  log.path = Bucket()
-  log.found(fault(1))
-  log.found(fault(2))
-  one, two = log.path.contents
-  assert two.startswith(one) and two.count("\n") == 3
+  written = []
+  monkeypatch.setattr(files, "in_bucket", lambda path: True)
+  monkeypatch.setattr(
+    type(log.path), "write_bytes", lambda _, data: written.append(data.decode())
+  )
+  log.add(corrupt(1))
+  log.add(corrupt(2))
+  assert not log.path.exists()
+  for part, whole in itertools.pairwise(written):
+    assert whole.startswith(part)
+  assert written[-1].count("\n") == 3
 
 
 def test_samples_are_counted_by_data_set(tmp_path):
@@ -146,7 +149,7 @@ def test_samples_are_counted_by_data_set(tmp_path):
 
 
 def draw(log, epochs, bad_ones):
-  """Batches of one sample, the damaged ones first in each epoch."""
+  """Batches of one sample, the corrupt ones first in each epoch."""
   for _ in range(epochs):
     for bad in np.arange(100) < bad_ones:
       log.count(np.array([0]), np.array([bad]))

@@ -9,7 +9,7 @@ from calince_jax.data.input.label_noise import (
   exchange,
   mismatched,
 )
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.errors import UserError
 
 

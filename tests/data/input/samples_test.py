@@ -1,15 +1,19 @@
-"""Damaged data in training: substitutes against a plain loop over positions.
+"""Corrupt records in training, against a plain loop over positions.
 
-A record is damaged on disk (a bit flips) or was never a picture (a foreign
-writer); what stands in its place depends on the seed and the position alone.
+A record that fails its checksum is substituted; which record takes its place
+depends on the seed and the position alone. A frame that does not decode, in a
+record whose checksum is right, is an error.
 """
 
 import csv
+import functools
 import io
 import itertools
+import re
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,10 +21,12 @@ from conftest import PLAIN_SAMPLING, tiny_config
 from PIL import Image
 
 from calince_jax.data.input import batches as pipeline
-from calince_jax.data.input import clip_cache, label_noise, sampling
-from calince_jax.data.input.corrupt_records import DamagedRecord, DamageLog
-from calince_jax.data.records import clip_dataset
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.input import frames as frames_lib
+from calince_jax.data.input import label_noise, sampling
+from calince_jax.data.input.corrupt_records import CorruptRecordLog
+from calince_jax.data.problems import CorruptRecord
+from calince_jax.data.records import schema, writer
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 from calince_jax.runtime import sharding
@@ -41,7 +47,7 @@ def copy_of(folder, target):
 def rotten(tiny_dataset, tmp_path_factory):
   """The tiny data set after some bits of its training split have flipped."""
   folder = copy_of(tiny_dataset, tmp_path_factory.mktemp("rotten") / "set")
-  path = clip_dataset.shard_path(folder, "train", 0, 1)
+  path = schema.shard_path(folder, "train", 0, 1)
   records = ClipReader(tiny_dataset, "train").read(FLIPPED)
   data = bytearray(path.read_bytes())
   for record in records:
@@ -60,7 +66,7 @@ def jpeg(size):
 
 @pytest.fixture(scope="module")
 def foreign(tiny_dataset, tmp_path_factory):
-  """The tiny data set with training frames that do not decode.
+  """The tiny data set as a bad writer would make it: frames do not decode.
 
   Of clip 5 no frame does, of clip 11 the fourth is cut off, of clip 17 all are
   smaller than it says, of clip 22 the last two are.
@@ -71,19 +77,19 @@ def foreign(tiny_dataset, tmp_path_factory):
   records[11]["frames"][3] = records[11]["frames"][3][:300]
   records[17]["frames"] = [jpeg((20, 16))] * 8
   records[22]["frames"][6:] = [jpeg((20, 16))] * 2
-  path = clip_dataset.shard_path(folder, "train", 0, 1)
-  clip_dataset.write_shard(path, records)
+  path = schema.shard_path(folder, "train", 0, 1)
+  writer.write_shard(path, records)
   return folder
 
 
 class NoLog:
-  """Allows any number of damaged records, and remembers them."""
+  """Allows any number of corrupt records, and remembers them."""
 
   def __init__(self):
     self.records, self.data_sets, self.substituted = set(), [], []
 
-  def found(self, fault):
-    self.records.add(fault.record)
+  def add(self, error):
+    self.records.add(error.record)
 
   def count(self, data_sets, substituted):
     self.data_sets += data_sets.tolist()
@@ -101,7 +107,7 @@ def batches(readers, count, *, first_step=0, **changes):
     "text_length": 10,
     "seed": SEED,
     "first_step": first_step,
-    "damage": NoLog(),
+    "corrupt_records": NoLog(),
   }
   made = pipeline.train_batches(
     readers, tokenizer=tokenizer, **(settings | changes)
@@ -129,18 +135,13 @@ def in_turn(p, own):
   return [own, *np.random.Generator(key).integers(CLIPS, size=100).tolist()]
 
 
-def plain_sample(p, record, settings):
-  """The sample of position p, if it is of this record; None: it has none."""
+def plain_draw(p, record, settings):
+  """Caption, frames and crop of position p, if it is of this record."""
   rng = sampling.generator(SEED, p)
   caption = rng.integers(len(record["texts"]))
   frames = sampling.sample_frames(settings, len(record["frames"]), rng)
   box = sampling.sample_crop(settings, record["width"], record["height"], rng)
-  jpegs = tf.constant([record["frames"][t] for t in frames])
-  try:
-    video = clip_cache.decode(jpegs, box, settings.image_size).numpy()
-  except tf.errors.InvalidArgumentError:
-    return None
-  return record["pair_indices"][caption], record["matched"][caption], video
+  return caption, frames, box
 
 
 def plain_samples(reader, own, settings):
@@ -150,12 +151,14 @@ def plain_samples(reader, own, settings):
     for index in in_turn(p, first):
       try:
         (record,) = reader.read([index])
-      except DamagedRecord:
+      except CorruptRecord:
         continue
-      sample = plain_sample(p, record, settings)
-      if sample is not None:
-        made.append((index != first, *sample))
-        break
+      caption, frames, box = plain_draw(p, record, settings)
+      jpegs = tf.constant([record["frames"][t] for t in frames])
+      video = frames_lib.decode(jpegs, box, settings.image_size).numpy()
+      pair, matched = record["pair_indices"], record["matched"]
+      made.append((index != first, pair[caption], matched[caption], video))
+      break
   assert len(made) == len(own)
   return made
 
@@ -176,10 +179,12 @@ def test_the_substitutes_are_a_stream_of_their_own():
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_damaged_record_is_replaced_and_no_other(tiny_dataset, rotten, cache):
+def test_a_corrupt_record_is_substituted_and_no_other(
+  tiny_dataset, rotten, cache
+):
   log = NoLog()
   reader = ClipReader(rotten, "train")
-  made = batches([reader], 10, cache=cache, damage=log)
+  made = batches([reader], 10, cache=cache, corrupt_records=log)
   own = records_of(tiny_dataset, 10)
   expected = plain_samples(reader, own, CROPS)
   assert_samples(made, expected)
@@ -204,17 +209,15 @@ def test_a_damaged_record_is_replaced_and_no_other(tiny_dataset, rotten, cache):
     np.testing.assert_array_equal(batch["text_mask"], mask)
 
 
-@pytest.mark.parametrize("damaged", ["rotten", "foreign"])
-def test_neither_hosts_nor_resuming_nor_the_past_matter(damaged, request):
-  folder = request.getfixturevalue(damaged)
-  reader = ClipReader(folder, "train")
+def test_neither_hosts_nor_resuming_nor_the_past_matter(rotten):
+  reader = ClipReader(rotten, "train")
   whole = batches([reader], 10)
   assert_same(whole, batches([reader], 10))
   for first in (1, 8):
     later = batches([reader], 10 - first, first_step=first)
     assert_same(later, whole[first:])
   parts = [
-    batches([ClipReader(folder, "train")], 10, rows=rows)
+    batches([ClipReader(rotten, "train")], 10, rows=rows)
     for rows in (np.array([0, 3, 6]), np.array([1, 2, 4, 5, 7]))
   ]
   for step, batch in enumerate(whole):
@@ -225,31 +228,62 @@ def test_neither_hosts_nor_resuming_nor_the_past_matter(damaged, request):
       np.testing.assert_array_equal(joined, value)
 
 
-@pytest.mark.parametrize(
-  "settings, cache", [(CROPS, False), (CROPS, True), (CENTRE, True)]
-)
-def test_what_does_not_decode_is_replaced(
-  tiny_dataset, foreign, settings, cache
-):
-  log = NoLog()
+def decodes(jpeg, box, settings):
+  try:
+    frames_lib.decode(tf.constant([jpeg]), box, settings.image_size)
+  except tf.errors.InvalidArgumentError:
+    return False
+  return True
+
+
+def first_undecodable(reader, own, settings):
+  """(position, record, frame) of the first that a loop cannot decode."""
+  for p, index in enumerate(own.tolist()):
+    (record,) = reader.read([index])
+    _, frames, box = plain_draw(p, record, settings)
+    for t in frames:
+      if not decodes(record["frames"][t], box, settings):
+        return p, index, t
+
+
+def message(folder, record, frame):
+  """What is said of a frame that does not decode."""
+  return (
+    rf"^frame {frame} of record {record} \(clip 'train-{record}'\) of split"
+    rf" 'train' in {folder} does not decode .* run prepare again$"
+  )
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_frame_that_does_not_decode_is_an_error(tiny_dataset, foreign, cache):
   reader = ClipReader(foreign, "train")
-  made = batches([reader], 10, sampling=settings, cache=cache, damage=log)
-  own = records_of(tiny_dataset, 10, sampling=settings)
-  expected = plain_samples(reader, own, settings)
-  assert_samples(made, expected)
-  assert log.substituted == [row[0] for row in expected]
-  # A sample of other frames of the same clip is as good as ever.
-  replaced = {
-    clip: [
-      row[0] for row, one in zip(expected, own, strict=True) if one == clip
-    ]
-    for clip in (5, 11, 17, 22)
-  }
-  assert replaced[5] == [True, True]
-  assert {5} <= log.records <= {5, 11, 17, 22}
-  assert sum(log.substituted) == sum(map(sum, replaced.values())) >= 4
-  plain = batches([reader], 10, sampling=settings)
-  assert_same(plain, made)
+  own = records_of(tiny_dataset, 10)
+  p, record, frame = first_undecodable(reader, own, CROPS)
+  assert p >= B  # there are batches before it
+  log = NoLog()
+  before = batches([reader], p // B, cache=cache, corrupt_records=log)
+  assert_same(before, batches([ClipReader(tiny_dataset, "train")], p // B))
+  with pytest.raises(UserError, match=message(foreign, record, frame)) as error:
+    batches([reader], p // B + 1, cache=cache, corrupt_records=log)
+  assert not isinstance(error.value, CorruptRecord)
+  assert not log.records and not any(log.substituted)
+
+
+def test_where_the_cache_decodes_the_error_comes_first(foreign):
+  with pytest.raises(UserError, match=message(foreign, 5, 0)):
+    batches([ClipReader(foreign, "train")], 0, sampling=CENTRE, cache=True)
+
+
+@pytest.mark.parametrize("clip, frame", [(5, 0), (11, 3), (17, 0), (22, 6)])
+def test_the_frame_that_does_not_decode_is_named(foreign, clip, frame):
+  (record,) = ClipReader(foreign, "train").read([clip])
+  box = np.array([0, 8, 32, 32], np.int32)
+  check = functools.partial(frames_lib.check, "a clip", record["frames"])
+  with pytest.raises(UserError, match=f"^frame {frame} of a clip does not"):
+    check(range(8), box, 24)
+  check(range(frame), box, 24)
+  (healthy,) = ClipReader(foreign, "train").read([clip + 1])
+  frames_lib.check("a clip", healthy["frames"], range(8), box, 24)
 
 
 def test_a_mix_takes_its_substitutes_from_the_same_data_set(
@@ -257,7 +291,7 @@ def test_a_mix_takes_its_substitutes_from_the_same_data_set(
 ):
   readers = [ClipReader(rotten, "train"), ClipReader(tiny_dataset, "train")]
   log = NoLog()
-  made = batches(readers, 15, weights=[2.0, 1.0], damage=log)
+  made = batches(readers, 15, weights=[2.0, 1.0], corrupt_records=log)
   pairs = np.concatenate([batch["pair_index"] for batch in made])
   data_set = (pairs >= 1000).astype(int)
   assert log.data_sets == data_set.tolist()
@@ -269,16 +303,16 @@ def test_a_mix_takes_its_substitutes_from_the_same_data_set(
   )
 
 
-def test_the_texts_of_a_damaged_record_damage_their_clip(rotten):
+def test_the_texts_of_a_corrupt_record_make_their_clip_corrupt(rotten):
   reader = label_noise.mismatched(ClipReader(rotten, "train"), 0.6, 0)
   assert (reader.directory, reader.split) == (str(rotten), "train")
   faults = {}
   for index in range(CLIPS):
     try:
       reader.read([index])
-    except DamagedRecord as fault:
-      assert fault.record == index
-      faults[index] = fault.reason
+    except CorruptRecord as error:
+      assert error.record == index
+      faults[index] = error.reason
   partners = {
     index: [k for k in FLIPPED if f"the texts of record {k}," in reason]
     for index, reason in faults.items()
@@ -286,48 +320,47 @@ def test_the_texts_of_a_damaged_record_damage_their_clip(rotten):
   }
   assert partners and all(len(of) == 1 for of in partners.values())
   log = NoLog()
-  made = batches([reader], 5, damage=log)
+  made = batches([reader], 5, corrupt_records=log)
   assert log.records == set(faults) and sum(log.substituted) == len(faults)
   for batch in made:
     assert not set(batch["pair_index"] // 2) & set(faults)
 
 
-def test_without_a_log_the_first_damaged_record_ends_it(rotten, foreign):
-  with pytest.raises(DamagedRecord, match="clip (4|11|12|30) of split 'train'"):
-    batches([ClipReader(rotten, "train")], 5, damage=None)
-  with pytest.raises(DamagedRecord, match="clip (5|11|17|22) of split 'train'"):
-    batches([ClipReader(foreign, "train")], 5, damage=None)
+def test_without_a_log_the_first_corrupt_record_ends_it(rotten):
+  match = "record (4|11|12|30) of split 'train'"
+  with pytest.raises(CorruptRecord, match=match):
+    batches([ClipReader(rotten, "train")], 5, corrupt_records=None)
 
 
 def test_what_no_sample_explains_is_raised(tiny_dataset, monkeypatch):
   finish = pipeline.TrainSamples.finish
 
-  def fail(self, pictures, box, *rest):
+  def fail(self, frames, box, *rest):
     with tf.control_dependencies([tf.debugging.assert_less(box[2], 0)]):
-      return finish(self, pictures, tf.identity(box), *rest)
+      return finish(self, frames, tf.identity(box), *rest)
 
   monkeypatch.setattr(pipeline.TrainSamples, "finish", fail)
-  with pytest.raises(UserError, match="cannot be read or decoded: .*asser"):
+  with pytest.raises(UserError, match="a batch cannot be made: .*asser"):
     batches([ClipReader(tiny_dataset, "train")], 1)
 
 
 def test_a_data_set_without_any_record_left_is_an_end(tiny_dataset, tmp_path):
   folder = copy_of(tiny_dataset, tmp_path / "set")
-  path = clip_dataset.shard_path(folder, "train", 0, 1)
+  path = schema.shard_path(folder, "train", 0, 1)
   path.write_bytes(bytes(path.stat().st_size))
-  with pytest.raises(UserError, match="taken at random, are all damaged"):
+  with pytest.raises(UserError, match="taken at random, are all corrupt"):
     batches([ClipReader(folder, "train")], 1)
 
 
 def test_a_run_lists_counts_and_stops(rotten, tmp_path):
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(jax.devices())
 
   def run(fraction, steps):
     changes = {"data.max_bad_fraction": fraction}
     config = tiny_config(rotten, changes=changes).to_dict()
     data = setup.open_data(config)
     log = setup.open_damage_log(config, str(tmp_path), data, mesh)
-    assert isinstance(log, DamageLog)
+    assert isinstance(log, CorruptRecordLog)
     made = setup.train_batches(config, data, mesh, 0, log)
     assert len(list(itertools.islice(made, steps))) == steps
     return log.counts()
@@ -345,11 +378,16 @@ def test_a_run_lists_counts_and_stops(rotten, tmp_path):
     assert list(csv.reader(file))[1:] == rows
 
 
-@pytest.mark.parametrize("damaged, first", [("rotten", 4), ("foreign", 5)])
-def test_evaluation_takes_no_substitute(damaged, first, request):
-  reader = ClipReader(request.getfixturevalue(damaged), "train")
+@pytest.mark.parametrize("kind, first", [("rotten", 4), ("foreign", 5)])
+def test_evaluation_takes_no_substitute(kind, first, request):
+  folder = request.getfixturevalue(kind)
+  reader = ClipReader(folder, "train")
   made = pipeline.eval_batches(reader, CENTRE, batch_size=first)
-  with pytest.raises(DamagedRecord) as raised:
+  with pytest.raises(UserError) as error:
     for batch in made:
       assert max(batch["record"]) < first
-  assert raised.value.record == first
+  assert isinstance(error.value, CorruptRecord) == (kind == "rotten")
+  if kind == "rotten":
+    assert error.value.record == first
+  else:
+    assert re.match(message(folder, first, 1), str(error.value))

@@ -1,4 +1,4 @@
-"""shard_files: a record is what was written, or an error; nothing is imported.
+"""shard_reader: a record is what was written, or an error; nothing is imported.
 
 What is flipped, cut and swapped here are real files.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from calince_jax.data.input.corrupt_records import DamagedRecord
-from calince_jax.data.records import clip_dataset, shard_reader
-from calince_jax.data.records.clip_dataset import ClipReader
+from calince_jax.data.problems import CorruptRecord
+from calince_jax.data.records import schema, shard_reader, writer
+from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.records.shard_reader import BadShard, ShardFiles
 from calince_jax.errors import UserError
 
@@ -42,8 +42,8 @@ def shard(tmp_path_factory):
     for k in range(LENGTH)
   ]
   path = tmp_path_factory.mktemp("shard") / "clips"
-  clip_dataset.write_shard(path, records)
-  return path, [clip_dataset.encode_record(record) for record in records]
+  writer.write_shard(path, records)
+  return path, [schema.encode_record(record) for record in records]
 
 
 def opened(path, length=LENGTH):
@@ -122,7 +122,7 @@ def test_a_shard_that_is_cut_off_is_refused_at_once(shard, tmp_path, cut):
     ShardFiles([bad], [LENGTH], len(data))
 
 
-def test_a_shard_without_its_index_is_all_damaged(shard, tmp_path):
+def test_a_shard_without_its_index_is_all_corrupt(shard, tmp_path):
   path, records = shard
   data = bytearray(path.read_bytes())
   end = len(data) - 65536
@@ -139,14 +139,14 @@ def test_a_shard_without_its_index_is_all_damaged(shard, tmp_path):
   assert files.read(3) == records[3]
 
 
-def test_another_shard_under_the_name_is_damaged(shard):
+def test_another_shard_under_the_name_is_an_error(shard):
   with pytest.raises(BadShard, match="holds 20 records, not 21"):
     opened(shard[0], LENGTH + 1).read(0)
   with pytest.raises(UserError, match="holds 20 records, not 21"):
     ShardFiles([shard[0]], [LENGTH + 1], 1)
 
 
-def test_bytes_that_are_no_record_are_damage(tiny_dataset, tmp_path):
+def test_bytes_that_are_no_record_are_corrupt(tiny_dataset, tmp_path):
   folder = tmp_path / "foreign"
   shutil.copytree(tiny_dataset, folder)
   good = ClipReader(tiny_dataset, "test").read(range(12))
@@ -157,35 +157,35 @@ def test_bytes_that_are_no_record_are_damage(tiny_dataset, tmp_path):
     {"width": 0},
   ]
   records = [r | c for r, c in zip(good, changes, strict=False)] + good[4:]
-  path = clip_dataset.shard_path(folder, "test", 0, 1)
-  clip_dataset.write_shard(path, records)
+  path = schema.shard_path(folder, "test", 0, 1)
+  writer.write_shard(path, records)
   reader = ClipReader(folder, "test")
   for k in range(4):
-    with pytest.raises(DamagedRecord, match=f"clip {k} of split 'test' in"):
+    with pytest.raises(CorruptRecord, match=f"record {k} of split 'test' in"):
       reader.read([k])
   assert reader.read(range(4, 12)) == good[4:]
   for data in (b"\xff\xff\xff", b"", b"\x0a\x00"):
     with pytest.raises(ValueError, match="no record of a clip"):
-      clip_dataset.decode_record(data)
+      schema.decode_record(data)
 
 
-def test_a_damaged_record_says_which_and_why(tiny_dataset, tmp_path):
+def test_a_corrupt_record_says_which_and_why(tiny_dataset, tmp_path):
   folder = tmp_path / "broken"
   shutil.copytree(tiny_dataset, folder)
-  path = clip_dataset.shard_path(folder, "train", 0, 1)
+  path = schema.shard_path(folder, "train", 0, 1)
   frame = ClipReader(folder, "train").read([7])[0]["frames"][0]
   place = path.read_bytes().index(frame) + 100
   flipped(path, path, [place], np.random.default_rng(4))
-  with pytest.raises(DamagedRecord) as raised:
+  with pytest.raises(CorruptRecord) as raised:
     ClipReader(folder, "train").read([6, 7])
-  fault = raised.value
-  assert (fault.directory, fault.split, fault.record) == (
+  error = raised.value
+  assert (error.directory, error.split, error.record) == (
     str(folder),
     "train",
     7,
   )
-  assert "chunk data hash mismatch" in fault.reason
-  assert "\n" not in str(fault) and "prepare the data anew" in str(fault)
+  assert "chunk data hash mismatch" in error.reason
+  assert "\n" not in str(error) and "run prepare again" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_damaged_record_says_which_and_why(tiny_dataset, tmp_path):
     '{"splits": [{"name": "train", "numBytes": "9", "shardLengths": [1e999]}]}',
   ],
 )
-def test_what_is_no_dataset_info_is_said(tiny_dataset, tmp_path, content):
+def test_a_bad_dataset_info_is_an_error(tiny_dataset, tmp_path, content):
   shutil.copytree(tiny_dataset, tmp_path / "set")
   path = tmp_path / "set" / "dataset_info.json"
   path.unlink() if content is None else path.write_text(content)

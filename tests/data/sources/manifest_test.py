@@ -1,10 +1,12 @@
 """manifest: rows to clips, and what is said of bad ones."""
 
+import hashlib
 import json
 
 import pytest
 
-from calince_jax.data.sources.manifest import Caption, read_manifest
+from calince_jax.data.sources.item import Caption, Media
+from calince_jax.data.sources.manifest import Manifest, read_manifest
 from calince_jax.errors import UserError
 
 
@@ -38,10 +40,24 @@ def test_several_captions_make_one_clip(folder):
   assert first.captions == (Caption("one", 0, 1), Caption("three", 2, 0))
   assert (first.id, first.start, first.end) == ("x", 1.0, 2.5)
   assert (first.label, first.split, first.group) == ("run", "val", "g")
-  assert first.path == str(folder / "a.mp4")
+  assert first.media == Media(str(folder / "a.mp4"))
   assert second.captions == (Caption("two", 1, None),)
   assert (second.id, second.start, second.end) == ("b.mp4", None, None)
   assert (second.label, second.split, second.line) == ("", "train", 3)
+
+
+def test_a_manifest_is_a_source(folder):
+  path = write(folder, "video,text\na.mp4,x\nnone.mp4,y\n")
+  other = folder.parent / "elsewhere"
+  other.mkdir()
+  source = Manifest(str(path))
+  assert source.scan() == read_manifest(path)
+  assert Manifest(str(path), str(other)).scan() == read_manifest(
+    path, root=other
+  )
+  assert source.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
+  with pytest.raises(UserError, match="No such file"):
+    Manifest(str(folder / "none.csv")).digest()
 
 
 def test_all_kinds_of_file_say_the_same(folder):
@@ -138,9 +154,9 @@ def test_a_link_out_of_the_root_counts_as_outside(folder, tmp_path_factory):
   assert not clips
   assert {p.what for p in problems} == {"outside the root"}
   clips, problems = read(folder, content, allow_outside_root=True)
-  assert [clip.path for clip in clips] == [str(other)] * 2
+  assert [clip.media.path for clip in clips] == [str(other)] * 2
   clips, _ = read(folder, "video,text\nc.mp4,x\n", root=other.parent)
-  assert clips[0].path == str(other)
+  assert clips[0].media.path == str(other)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """clips: what a player shows is what is read; the rest has a reason."""
 
+import dataclasses
 import io
+import os
 import struct
 import threading
 import time
@@ -13,13 +15,20 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from calince_jax.data.video.decode import hold, read_clip
+from benchmarks.hostile.films import GOOD, SOUND, film
+from calince_jax.data.sources.item import Media
+from calince_jax.data.video import decode
+from calince_jax.data.video.decode import hold
 from calince_jax.data.video.jpeg import Encoding, stored_size, upright
 from calince_jax.data.video.open import ClipError
 from calince_jax.data.video.workers import DecodeWorkers, Request
 
 RATE = 8
 PLAIN = Encoding(frame_rate=RATE, short_side=512, jpeg_quality=95)
+
+
+def read_clip(path, start, end, encoding):
+  return decode.read_clip(Media(str(path)), start, end, encoding)
 
 
 def grey(level, width=64, height=48):
@@ -389,6 +398,73 @@ def test_a_lie_about_the_size_is_refused(tmp_path):
   assert "36,000,000 pixels" in reason(path).why
 
 
+# ------------------------------------------------------------ parts of files
+
+
+def part_of(path, content, before=1000, after=1000, size=None):
+  """Media of `content` in the middle of a larger file."""
+  noise = np.random.default_rng(0).bytes(before + after)
+  path.write_bytes(noise[:before] + content + noise[before:])
+  return Media(str(path), before, len(content) if size is None else size)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_part_of_a_file_is_read_as_a_file_of_its_own(tmp_path, name):
+  container, codec, suffix, options = GOOD[name]
+  path = tmp_path / f"whole{suffix}"
+  film(path, container, codec, options, sound=name in SOUND)
+  part = part_of(tmp_path / "archive", path.read_bytes())
+  for start, end in ((None, None), (0.7, 1.5), (1.2, None)):
+    args = (start, end, Encoding(12.0, 64))
+    assert decode.read_clip(part, *args) == read_clip(path, *args)
+  # It ends where its size says: half of it is cut off, or has fewer frames.
+  half = dataclasses.replace(part, size=part.size // 2)
+  path.write_bytes(path.read_bytes()[: half.size])
+  assert outcome(half) == outcome(Media(str(path)))
+  assert outcome(half) != outcome(part)
+
+
+def outcome(media):
+  """The clip, or why there is none."""
+  try:
+    return decode.read_clip(media, None, None, Encoding(12.0, 64))
+  except ClipError as error:
+    return error.args[:2]
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"<!DOCTYPE html><html>Sign in</html>",
+    b"#EXTM3U\n#EXTINF:9,\nfile:///FILM\n",
+    b"ffconcat version 1.0\nfile FILM\n",
+    b"v=0\nm=video 5004 RTP/AVP 96\n",
+    bytes(9999),
+    b"\0\0\0\x08ftyp",
+  ],
+)
+def test_a_part_is_refused_where_a_file_is(tmp_path, content):
+  film_path = write_video(tmp_path / "v.mp4", [grey(9)] * 4)
+  content = content.replace(b"FILM", str(film_path).encode())
+  whole_file = tmp_path / "whole.mp4"
+  whole_file.write_bytes(content)
+  part = part_of(tmp_path / "archive", content, before=64, after=0)
+  assert outcome(part) == outcome(Media(str(whole_file)))
+  assert outcome(part)[0] in ("not a video", "cut off")
+
+
+def test_a_part_lies_within_its_file(tmp_path):
+  video = write_video(tmp_path / "v.mp4", [grey(9)] * 4).read_bytes()
+  beyond = part_of(tmp_path / "a", video, after=0, size=len(video) + 1)
+  assert outcome(beyond)[0] == "cut off"
+  assert outcome(part_of(tmp_path / "b", video, size=0))[0] == "empty file"
+  gone = Media(str(tmp_path / "gone"), 0, 9)
+  assert outcome(gone)[0] == "no such file"
+  for offset, size in ((0, None), (None, 5), (-1, 5), (0, -1), (0.0, 5)):
+    with pytest.raises(ValueError, match="offset and size"):
+      Media("/a", offset, size)
+
+
 # ------------------------------------------------------------ workers
 
 
@@ -411,19 +487,27 @@ def endless(tmp_path_factory):
   return str(path)
 
 
+def whole(path):
+  return Request(Media(str(path)), None, None)
+
+
 ENDLESS = Encoding(RATE, 512, max_frames=1_000_000)
 
 
 def test_workers_give_what_read_clip_gives_in_order(good):
-  requests = [Request(good, k / 8, k / 8 + 0.5) for k in range(12)]
+  size = os.path.getsize(good)
+  parts = (Media(good), Media(good, 0, size))
+  requests = [Request(parts[k % 2], k / 8, k / 8 + 0.5) for k in range(12)]
   with DecodeWorkers(2, PLAIN, time_limit=60, memory_limit_mb=4096) as workers:
     results = list(workers.read(requests))
-  expected = [read_clip(r.path, r.start, r.end, PLAIN) for r in requests]
+  expected = [
+    decode.read_clip(r.media, r.start, r.end, PLAIN) for r in requests
+  ]
   assert results == expected
 
 
 def test_a_hang_costs_one_clip(good, endless):
-  requests = [Request(path, None, None) for path in (good, endless, good)]
+  requests = [whole(path) for path in (good, endless, good)]
   start = time.monotonic()
   with DecodeWorkers(1, ENDLESS, time_limit=2, memory_limit_mb=4096) as workers:
     before, hung, after = workers.read(requests)
@@ -434,7 +518,7 @@ def test_a_hang_costs_one_clip(good, endless):
 
 
 def test_a_killed_worker_costs_one_clip(good, endless):
-  requests = [Request(path, None, None) for path in (good, endless, good)]
+  requests = [whole(path) for path in (good, endless, good)]
   with DecodeWorkers(
     1, ENDLESS, time_limit=60, memory_limit_mb=4096
   ) as workers:
@@ -454,7 +538,7 @@ def test_the_memory_of_a_worker_is_bounded(tmp_path, good):
   path = tmp_path / "big.mkv"
   big = np.zeros((4900, 7200, 3), np.uint8)
   write_video(path, [big] * 2, codec="mjpeg", pixels="yuvj444p")
-  requests = [Request(str(p), None, None) for p in (good, path, good)]
+  requests = [whole(p) for p in (good, path, good)]
   with DecodeWorkers(1, PLAIN, time_limit=60, memory_limit_mb=400) as workers:
     before, large, after = workers.read(requests)
   assert isinstance(large, ClipError)

@@ -32,7 +32,7 @@ def results():
   owner, protocol = np.arange(20), {"data": "toy", "checkpoint_step": 90}
   labels = 10 * ["a", "b"]
   hits = [
-    {"id": f"c{i}", "text": f"hit {EVIL}", "score": 0.5 - i / 10}
+    {"id": f"c{i}", "text": f"hit {EVIL}", "similarity": 0.5 - i / 10}
     | {"right": i == 1, "thumbnail": thumbnail()}
     for i in range(2)
   ]
@@ -51,7 +51,7 @@ def results():
       "dual_softmax": retrieval.text_video_metrics(
         x, x, owner, dual_softmax_temperature=0.1
       ),
-      "gallery": [{"query": f"query {EVIL}", "rank": 2.0, "hits": hits}],
+      "queries": [{"query": f"query {EVIL}", "rank": 2.0, "hits": hits}],
     },
     "video_retrieval": {"protocol": protocol}
     | retrieval.class_retrieval_metrics(x, labels, x, labels),
@@ -112,6 +112,25 @@ def test_the_page_is_self_contained_and_nothing_in_it_runs(results):
   assert "url(" not in page and "@import" not in page
   # The policy that makes a browser refuse the network and scripts.
   assert "default-src 'none'" in page
+
+
+def test_results_of_an_older_evaluate_give_the_same_page(results):
+  """They call the queries `gallery`, and a similarity `score`."""
+  older = dict(results["retrieval"])
+  queries = older.pop("queries")
+  older["gallery"] = [
+    query
+    | {
+      "hits": [
+        {("score" if k == "similarity" else k): v for k, v in hit.items()}
+        for hit in query["hits"]
+      ]
+    }
+    for query in queries
+  ]
+  page = report_page.render(make_run(results))
+  assert "0.400" in page
+  assert report_page.render(make_run(results, retrieval=older)) == page
 
 
 def test_text_from_data_stays_text(results):
@@ -184,7 +203,7 @@ def test_what_is_absent_names_the_command_that_makes_it(results):
     command = f"calince_jax.evaluate --workdir=DIR --task={task}"
     assert command in only_curves
     one_left_out = report_page.render(make_run(results, **{task: None}))
-    assert one_left_out.count("Not there yet") == 1
+    assert one_left_out.count("Not evaluated yet") == 1
     assert command in one_left_out
   no_curves = report_page.render(make_run(results, metrics=[]))
   assert "calince_jax.train" in no_curves
@@ -200,7 +219,7 @@ def test_without_known_truth_there_is_a_histogram_alone(results):
   page = report_page.render(make_run(results, calibration=unknown))
   assert "is not known here" in page
   assert "unknown, 30 pairs" in page
-  assert "Score AUC" not in page
+  assert "AUC, matched" not in page
 
 
 @pytest.mark.parametrize(
@@ -307,12 +326,14 @@ def test_the_command_speaks_to_the_person(tmp_path, results):
   assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_evals_need_neither_jax_nor_tensorflow():
+def test_metrics_need_no_jax_and_a_model_no_tensorflow():
   code = (
     "import sys, calince_jax.report\n"
     "from calince_jax.evals import calibration_metrics, recognition\n"
     "from calince_jax.evals import retrieval\n"
-    "print([m for m in ('jax', 'tensorflow') if m in sys.modules])"
+    "loaded = [m for m in ('jax', 'tensorflow') if m in sys.modules]\n"
+    "from calince_jax.inference import exported, from_run, model_card\n"
+    "print(loaded + [m for m in ('tensorflow',) if m in sys.modules])"
   )
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, timeout=120

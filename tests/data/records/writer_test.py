@@ -1,4 +1,4 @@
-"""clip_dataset: what is written is what is read, by us and by TFDS."""
+"""Records: what is written is what is read, by us and by TFDS."""
 
 import concurrent.futures
 import dataclasses
@@ -10,8 +10,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from calince_jax.data.records import clip_dataset
-from calince_jax.data.records.clip_dataset import ClipReader, DatasetInfo
+from calince_jax.data.records import schema, writer
+from calince_jax.data.records.reader import ClipReader, read_info
+from calince_jax.data.records.schema import DatasetInfo
 from calince_jax.errors import UserError
 
 
@@ -40,7 +41,7 @@ def make_record(k, split, rng):
 
 
 INFO = DatasetInfo(
-  format_version=clip_dataset.FORMAT_VERSION,
+  format_version=schema.FORMAT_VERSION,
   name="x",
   frame_rate=8.0,
   short_side=24,
@@ -68,11 +69,11 @@ def prepared(tmp_path):
   for split, shards in parts.items():
     sizes[split] = []
     for i, shard in enumerate(shards):
-      path = clip_dataset.shard_path(tmp_path, split, i, len(shards))
-      size = clip_dataset.write_shard(path, iter(shard))
+      path = schema.shard_path(tmp_path, split, i, len(shards))
+      size = writer.write_shard(path, iter(shard))
       assert size == path.stat().st_size
       sizes[split].append((len(shard), size))
-  clip_dataset.write_info(tmp_path, INFO, sizes)
+  writer.write_info(tmp_path, INFO, sizes)
   return tmp_path, records
 
 
@@ -124,8 +125,8 @@ def test_tfds_reads_the_folder(prepared):
 def test_equal_records_give_equal_bytes(prepared, tmp_path):
   records = prepared[1]["train"]
   backwards = [dict(reversed(record.items())) for record in records]
-  clip_dataset.write_shard(tmp_path / "a", records)
-  clip_dataset.write_shard(tmp_path / "b", backwards)
+  writer.write_shard(tmp_path / "a", records)
+  writer.write_shard(tmp_path / "b", backwards)
   assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -135,48 +136,48 @@ def test_a_shard_appears_whole_or_not_at_all(prepared, tmp_path):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    clip_dataset.write_shard(tmp_path / "shard", records())
+    writer.write_shard(tmp_path / "shard", records())
   assert not [p for p in tmp_path.iterdir() if p.name.startswith("shard")]
 
 
 def test_a_record_has_all_fields_and_no_other(prepared):
   record = prepared[1]["train"][0]
   with pytest.raises(ValueError, match="extra"):
-    clip_dataset.encode_record(record | {"extra": 1})
+    schema.encode_record(record | {"extra": 1})
   del record["texts"]
   with pytest.raises(ValueError, match="texts"):
-    clip_dataset.encode_record(record)
+    schema.encode_record(record)
 
 
 def test_flipped_bits_are_an_error(prepared):
   folder, records = prepared
-  path = clip_dataset.shard_path(folder, "train", 0, 3)
+  path = schema.shard_path(folder, "train", 0, 3)
   data = bytearray(path.read_bytes())
   frame = records["train"][1]["frames"][0]
   position = data.index(frame) + len(frame) // 2
   data[position] ^= 1
   path.write_bytes(data)
   reader = ClipReader(folder, "train")
-  with pytest.raises(UserError, match=r"clip 1 of split 'train'.*damaged"):
+  with pytest.raises(UserError, match=r"record 1 of split 'train'.*corrupt"):
     reader.read([1])
   assert reader.read([6]) == [records["train"][6]]
 
 
 def test_info_survives_the_trip(prepared):
-  assert clip_dataset.read_info(prepared[0]) == INFO
+  assert read_info(prepared[0]) == INFO
 
 
 def test_bad_folders_have_clear_errors(prepared, tmp_path_factory):
   folder, _ = prepared
   with pytest.raises(UserError, match="not a prepared data set"):
-    clip_dataset.read_info(tmp_path_factory.mktemp("empty"))
+    read_info(tmp_path_factory.mktemp("empty"))
   with pytest.raises(UserError, match=r"'dev' is unknown.*train.*val"):
     ClipReader(folder, "dev")
   with pytest.raises(IndexError, match="clip 7 of 7"):
     ClipReader(folder, "train").read([7])
   with pytest.raises(IndexError, match="clip -1 of 7"):
     ClipReader(folder, "train").read([-1])
-  clip_dataset.shard_path(folder, "train", 2, 3).unlink()
+  schema.shard_path(folder, "train", 2, 3).unlink()
   with pytest.raises(UserError, match="00002-of-00003 is missing"):
     ClipReader(folder, "train")
   path = folder / "dataset.json"
@@ -189,4 +190,4 @@ def test_bad_folders_have_clear_errors(prepared, tmp_path_factory):
   ):
     path.write_text(content)
     with pytest.raises(UserError, match=words):
-      clip_dataset.read_info(folder)
+      read_info(folder)

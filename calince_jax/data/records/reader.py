@@ -1,0 +1,110 @@
+"""Reads a prepared data set: what it is, and its clips by number."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from calince_jax.data.problems import CorruptRecord
+from calince_jax.data.records import shard_reader
+from calince_jax.data.records.schema import (
+  FORMAT_VERSION,
+  DatasetInfo,
+  decode_record,
+  shard_path,
+)
+from calince_jax.errors import UserError, check_choice
+
+
+def read_info(directory: str | os.PathLike) -> DatasetInfo:
+  """Reads dataset.json.
+
+  Raises:
+    UserError: not a prepared data set, not finished, or of a newer format.
+  """
+  path = pathlib.Path(directory) / "dataset.json"
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    version = content["format_version"]
+  except FileNotFoundError:
+    raise UserError(
+      f"{directory} is not a prepared data set (it has no dataset.json); "
+      "make one, or finish an interrupted one, with "
+      "python -m calince_jax.prepare --manifest=... --out=..."
+    ) from None
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise UserError(f"{path} cannot be read: {error!r}") from None
+  if version != FORMAT_VERSION:
+    raise UserError(
+      f"{path} has format {version!r}, this version of calince_jax reads "
+      f"format {FORMAT_VERSION}; run prepare again, or use the version that "
+      "wrote it"
+    )
+  fields = [field.name for field in dataclasses.fields(DatasetInfo)]
+  if sorted(content) != sorted(fields):
+    raise UserError(f"{path} has the keys {sorted(content)}, not {fields}")
+  kinds = {"splits": dict, "settings": dict, "labels": list, "num_pairs": int}
+  for name, kind in kinds.items():
+    if not isinstance(content[name], kind):
+      raise UserError(
+        f"{path}: {name} is no {kind.__name__}; copy the folder again"
+      )
+  return DatasetInfo(**content)
+
+
+class ClipReader:
+  """Random access to the records of one split; safe to call from threads."""
+
+  def __init__(self, directory: str | os.PathLike, split: str):
+    """Opens a split.
+
+    Args:
+      directory: a prepared data set.
+      split: one of `read_info(directory).splits`.
+
+    Raises:
+      UserError: not a prepared data set, unknown split, or a shard is missing
+        or not whole.
+    """
+    known = sorted(read_info(directory).splits)
+    check_choice(f"the split of {directory}", split, known)
+    lengths, num_bytes = shard_reader.read_lengths(directory, split)
+    count = len(lengths)
+    paths = [shard_path(directory, split, i, count) for i in range(count)]
+    self.directory = os.fspath(directory)
+    self.split = split
+    self._records = shard_reader.ShardFiles(paths, lengths, num_bytes)
+
+  def __len__(self) -> int:
+    """Returns the number of clips."""
+    return len(self._records)
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Reads clips.
+
+    Args:
+      indices: each in [0, len(self)); any order, repetitions allowed.
+
+    Returns:
+      For each index {"frames": list of JPEG bytes, "texts": list of str,
+      "pair_indices": list of int, "matched": list of int (1, 0, -1 = unknown),
+      "id", "label", "split", "group": str, "duration": float seconds, "width",
+      "height": int}.
+
+    Raises:
+      IndexError: an index is out of range.
+      CorruptRecord: a record fails its checksum or cannot be parsed.
+    """
+    return [self._read_one(int(index)) for index in indices]
+
+  def _read_one(self, index: int) -> dict[str, Any]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"clip {index} of {len(self)}")
+    try:
+      return decode_record(self._records.read(index))
+    except (shard_reader.BadShard, ValueError) as error:
+      raise CorruptRecord(
+        self.directory, self.split, index, str(error)
+      ) from error

@@ -1,0 +1,357 @@
+"""Every command of benchmarks/ runs once, in a small size.
+
+The folder `runs` is that of a user who runs them all: what one command writes,
+another reads, and `results` at last reads everything.
+"""
+
+import ast
+import functools
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, ROOT, TINY_CONFIG
+
+from benchmarks import results
+from benchmarks.noise_study.collect import read_cost
+from benchmarks.survival import __main__ as survival
+from benchmarks.survival import kills, peers, processes, soak
+from calince_jax.data.tokenizer import Tokenizer
+
+STUDY = """
+import importlib
+
+METHODS = ("cotrain",)
+NOISE_RATES = (0.4,)
+NUM_SEEDS = 1
+CORPUS = {
+  "num_clips": 24,
+  "num_val": 4,
+  "num_test": 8,
+  "mismatch": 0.0,
+  "size": 32,
+  "max_objects": 1,
+}
+PREPARE = {"short_side": 32, "num_workers": 1}
+
+
+def get_config(method="cotrain"):
+  name = method.removesuffix("_again")  # of the cost: compiled once
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.update_from_flattened_dict(TINY)
+  return config
+
+
+def sweep():
+  for method in METHODS:
+    for rate in NOISE_RATES:
+      yield {
+        "config_argument": method,
+        "data.mismatch": rate,
+        "data.mismatch_seed": 0,
+        "seed": 0,
+      }
+"""
+TINY = TINY_CONFIG | {
+  "batch_size": 8,
+  "data.text_length": 24,
+  "total_steps": 4,
+  "evaluate_every": 2,
+  "evaluate_splits": "val,test",
+  "model.scan": False,  # one block: compiles sooner
+  "objective.predictive_weight": 0.0,
+}
+RUN = "cotrain,mismatch=0.4,mismatch_seed=0,seed=0"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Where the commands are given: README.md, docs and configs are there."""
+  folder = tmp_path_factory.mktemp("benchmarks")
+  (folder / "docs").mkdir()
+  shutil.copy(ROOT / "README.md", folder)
+  shutil.copy(ROOT / "docs" / "results.md", folder / "docs")
+  (folder / "configs").symlink_to(ROOT / "configs")
+  (folder / "study.py").write_text(f"TINY = {TINY!r}\n{STUDY}")
+  return folder
+
+
+def command(folder, module, *words, devices=1):
+  """Runs `python -m benchmarks.MODULE WORDS` in `folder`; it must end well."""
+  xla = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+  done = subprocess.run(
+    [sys.executable, "-m", f"benchmarks.{module}", *words],
+    cwd=folder,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def noise_study(folder):
+  """The noise study from nothing to its section: corpus, run, evidence."""
+  said = command(
+    *(folder, "noise_study", "--config=study.py", "--num_workers=1")
+  )
+  return folder / "runs" / "noise_study", said
+
+
+def test_a_tiny_noise_study_from_nothing_to_its_section(noise_study, folder):
+  out, said = noise_study
+  assert "1 of 1 runs are finished" in said
+  text = (folder / "docs" / "results.md").read_text()
+  assert "8 test, 24 train, 4 val" in text
+  assert re.search(r"^\| `cotrain` \| 1 \| \*?\*?\d", text, re.M)
+  summary = json.loads((out / "summary.json").read_text())
+  score = summary["score"]["0.4"]["cotrain"]
+  assert 0 <= score["auc_end"]["mean"] <= 1
+
+
+def test_the_cost_of_a_step_is_timed_in_turns(noise_study, folder):
+  command(
+    *(folder, "noise_study.cost", "--config=study.py"),
+    *("--methods=infonce,infonce_again", "--rounds=3", "--steps=1"),
+  )
+  cost = read_cost(noise_study[0])
+  seconds = cost["seconds_per_step"]
+  assert list(seconds) == ["infonce", "infonce_again"]
+  assert all(len(s) == 3 and min(s) > 0 for s in seconds.values())
+  assert cost["against"]["infonce"]["infonce"]["median"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def hostile(noise_study, folder):
+  """Broken videos, and broken settings of a run that is there."""
+  out = noise_study[0]
+  command(folder, "hostile.inputs", "--count=4", "--num_workers=1")
+  command(
+    *(folder, "hostile.settings", "--manifests=4", "--configs=2"),
+    *("--commands=1", f"--run={out / RUN}", f"--data={out / 'data'}"),
+  )
+  return folder / "runs"
+
+
+def test_broken_videos_and_settings_are_tried(hostile):
+  text = (hostile / "hostile" / "hostile.md").read_text()
+  assert "4 files, " in text and " 0 not as they should be" in text
+  text = (hostile / "hostile_settings" / "settings.md").read_text()
+  rows = re.findall(r"^\| ([\w., ]+) \| (\d+) \|.*\| 0 \|$", text, re.M)
+  assert dict(rows) == {
+    "manifests": "4",
+    "flags of train": "2",
+    "config.json of a run": "2",
+    "config.json of a run, in the report": "2",
+    "config.json of an export": "2",
+    "train, as a command": "1",
+    "prepare, as a command": "1",
+  }
+
+
+@pytest.fixture(scope="module")
+def losses(folder):
+  """The tables of the contrastive loss."""
+  command(
+    *(folder, "loss_memory", "--batches=64", "--pairs_per_device=16"),
+    devices=8,
+  )
+  command(
+    *(folder, "loss_time", "--devices=2", "--batch=32", "--rounds=2"),
+    *("--tile=8",),
+    devices=2,
+  )
+  return folder / "runs" / "loss"
+
+
+def test_the_loss_is_measured_against_others(losses):
+  memory = (losses / "memory.md").read_text()
+  assert re.search(r"^\| 64 \|( [\d,]+ \|){4} [\d.]+ \|$", memory, re.M)
+  assert len(re.findall(r"^\| [248] \|", memory, re.M)) == 3
+  time = (losses / "time_2_32.md").read_text()
+  assert len(re.findall(r"^\| \w.* \| [\d,]+ \| [\d.]+ \(", time, re.M)) == 5
+
+
+def test_the_train_step_is_timed(noise_study, folder):
+  """Of the shapes in which noise_study.cost has compiled it."""
+  words = Tokenizer(noise_study[0] / "data" / "tokenizer.model").vocab_size
+  values = TINY | {"evaluate_every": 0}
+  tiny = [f"--config.{key}={value}" for key, value in values.items()]
+  said = command(
+    *(folder, "train_step", "--config=configs/infonce.py", *tiny),
+    *("--steps=2", f"--vocab_size={words}"),
+  )
+  assert re.search(r"ms a step, \d+ examples/s, loss \d", said)
+
+
+# ------------------------------------------------- commands that start others
+
+
+def check_flags(module, words):
+  """Raises where a command of calince_jax does not know one of its flags."""
+  command_module = importlib.import_module(f"calince_jax.{module}")
+  source = Path(command_module.__file__).read_text(encoding="utf-8")
+  tree = ast.parse(source)
+  known = {node.value for node in ast.walk(tree) if is_text(node)}
+  config, changes = None, {}
+  for word in words:
+    name, _, value = word.removeprefix("--").partition("=")
+    if name == "config":
+      (tail,) = re.findall(r"configs/(\w+)\.py", value)
+      config = importlib.import_module(f"configs.{tail}").get_config()
+    elif name.startswith("config."):
+      changes[name.removeprefix("config.")] = value
+    else:
+      assert name in known, f"calince_jax.{module} has no --{name}"
+  if config is not None:
+    keys = {key for key, _ in flat(config.to_dict())}
+    assert changes.keys() <= keys
+
+
+def is_text(node):
+  return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def flat(tree, prefix=""):
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from flat(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
+# What a command of the survival benchmark would make, made by copying.
+COPY = """
+import pathlib, shutil, sys, time
+source, out = sys.argv[1:]
+time.sleep(0.3)
+shutil.copytree(source, out, dirs_exist_ok=True)
+print("copied")
+metrics = pathlib.Path(out, "metrics.jsonl")
+if metrics.exists():  # a step is logged, then the others
+  lines = pathlib.Path(source, metrics.name).read_text().splitlines(True)
+  metrics.write_text(lines[0])
+  time.sleep(1)
+  metrics.write_text("".join(lines))
+  time.sleep(0.4)
+"""
+
+
+def start_copy(sources, module, *words, log, **more):
+  """In the place of processes.start: checks the flags, copies the outcome."""
+  synthetic = module == "data.synthetic"
+  check_flags(f"{module}.__main__" if synthetic else module, words)
+  named = dict(word[2:].split("=", 1) for word in words)
+  out = named["workdir"] if module == "train" else named["out"]
+  with log.open("a") as file:
+    return subprocess.Popen(
+      [sys.executable, "-S", "-c", COPY, sources[module], out],
+      stdout=file,
+      stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.fixture(scope="module")
+def survived(noise_study, folder):
+  """The survival benchmark, whose processes copy a finished run.
+
+  tests/training/survival_test.py kills real ones with the same functions.
+  """
+  out = noise_study[0]
+  sources = {
+    "data.synthetic": str(out / "corpus"),
+    "prepare": str(out / "data"),
+    "train": str(out / RUN),
+  }
+  start = functools.partial(start_copy, sources)
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (survival, kills, peers, soak):
+      patch.setattr(module, "start", start)
+    patch.setattr(survival, "EVERY", 0.1)
+    made = folder / "runs" / "survival"
+    survival.measure(made, ["kills", "peers", "soak"], 1, 100, seed=0)
+  command(folder, "survival", "--parts=")  # the flags; the corpus is there
+  return made
+
+
+def test_survival_writes_its_three_tables(survived):
+  killed = (survived / "kills.md").read_text()
+  assert "kills of the run its end is to the last bit" in killed
+  assert "holds the same bytes" in killed
+  assert len(json.loads((survived / "kills.json").read_text())) == 1
+  pair = (survived / "peers.md").read_text()
+  assert "| process 1 |" in pair and "| process 0 |" in pair
+  assert "to the last bit" in pair
+  assert "resident memory" in (survived / "soak.md").read_text()
+  assert processes.last_step(survived / "alone") == 4
+
+
+def test_real_clips_gives_commands_that_are_known(tmp_path):
+  """With a Python that only writes down what it is asked to run."""
+  shutil.copytree(ROOT / "launch", tmp_path / "launch")
+  (tmp_path / "benchmarks").mkdir()
+  shutil.copy(ROOT / "benchmarks" / "real_clips.sh", tmp_path / "benchmarks")
+  shutil.copy(ROOT / "requirements.txt", tmp_path)
+  python = tmp_path / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text('#!/bin/sh\necho "$@" >> asked.txt\n')
+  python.chmod(0o755)
+  stamp = subprocess.run(
+    ["sha256sum", "requirements.txt"], cwd=tmp_path, capture_output=True
+  )
+  (tmp_path / ".venv" / "requirements.sha256").write_bytes(stamp.stdout)
+  (tmp_path / "clips.csv").write_text("video,text,split\n")
+  subprocess.run(
+    [
+      *("bash", "benchmarks/real_clips.sh", "clips.csv", "out"),
+      "--config.total_steps=9",
+    ],
+    cwd=tmp_path,
+    check=True,
+  )
+  asked = []
+  for line in (tmp_path / "asked.txt").read_text().splitlines():
+    _, module, *words = line.split()
+    asked.append(module.removeprefix("calince_jax."))
+    check_flags(asked[-1], words)
+  assert asked == [
+    "prepare",
+    *("train", "evaluate", "report"),
+    *("train", "evaluate", "report"),
+  ]
+
+
+# ------------------------------------------------------------ and the results
+
+
+def test_results_are_written_of_all_that_the_others_made(
+  noise_study, hostile, losses, survived, folder
+):
+  said = command(folder, "results", "--hard=runs/hostile/set")
+  made = ("hard", "hostile", "hostile_settings", "noise_study", "loss")
+  for name in (*made, "survival"):
+    assert f"{name}: written to docs/results.md" in said
+  for name in ("quickstart", "real", "real_mismatch", "hostile_wild"):
+    assert f"{name}: no runs/" in said
+  text = (folder / "docs" / "results.md").read_text()
+  assert results.made_table(hostile / "hostile") in text
+  assert results.survival_tables(survived) in text
+
+
+def test_no_command_is_left_out():
+  """A new one must be run above."""
+  text = Path(__file__).read_text(encoding="utf-8")
+  for path in (ROOT / "benchmarks").rglob("*.py"):
+    if "__main__" in path.read_text(encoding="utf-8").split("if __name__")[-1]:
+      parts = path.relative_to(ROOT / "benchmarks").with_suffix("").parts
+      name = ".".join(part for part in parts if part != "__main__")
+      assert f'"{name}"' in text, name
