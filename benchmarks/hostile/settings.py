@@ -206,7 +206,7 @@ def open_training(arguments: Sequence[str]) -> None:
     num_pairs=data["num_pairs"],
   )
   batch = next(setup.train_batches(config, data, mesh, 0))
-  batch["stop"] = np.zeros(config["batch_size"], bool)
+  batch["preempted"] = np.zeros(config["batch_size"], bool)
   jax.eval_shape(training.step, training.abstract, batch)
 
 

@@ -413,5 +413,5 @@ def dummy_batch(config: ModelConfig, batch_size: int) -> dict[str, jax.Array]:
     "text_mask": jnp.ones((B, L), bool),
     "pair_index": jnp.arange(B, dtype=jnp.int32),
     "matched": jnp.ones((B,), jnp.int8),
-    "stop": jnp.zeros((B,), bool),
+    "preempted": jnp.zeros((B,), bool),
   }

@@ -125,7 +125,7 @@ def step_result(
   return hooks.StepResult(
     step=step,
     pairs=metrics.pop("pairs"),
-    preempted=bool(metrics.pop("stop")),
+    preempted=bool(metrics.pop("preempted")),
     metrics=metrics,
     evaluation=evaluation,
     logged=step % config["log_every"] == 0 or step == config["total_steps"],
@@ -137,7 +137,8 @@ def next_batch(run: Run) -> dict[str, jax.Array]:
   """The next global batch; the preemption flag is one of its fields."""
   with run.logger.waiting() if run.logger else contextlib.nullcontext():
     rows = next(run.batches)
-    rows["stop"] = np.full(len(rows["pair_index"]), run.preemption.requested)
+    flag = run.preemption.requested
+    rows["preempted"] = np.full(len(rows["pair_index"]), flag)
     return sharding.to_global(rows, run.mesh)
 
 

@@ -26,7 +26,7 @@ class TrainState:
   params: Any
   opt_state: Any
   ema_params: Any  # exponential moving average of params
-  calibration: dict[str, Any]  # what is known of the scores of the pairs
+  calibration: dict[str, Any]  # statistics of the alignment scores
   random_key: jax.Array  # uint32 [2]; with the step, all randomness
   bad_steps: jax.Array  # int32 [], non-finite steps in a row
   skipped_steps: jax.Array  # int32 [], non-finite steps in all
@@ -87,7 +87,7 @@ def make_train_step(
 
   Returns:
     The function. `metrics` holds scalars, a histogram, and `pairs`: for each
-    pair of the global batch [B] its `pair_index`, `matched`, `score`,
+    pair of the global batch [B] its `pair_index`, `matched`, `alignment_score`,
     `confidence`, `weight` and whether all of it is `finite`, see
     losses/objective.py.
   """
@@ -200,18 +200,18 @@ def momentum_embeddings(
 def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
   """`step` jitted over a mesh: the state laid out by `layout` and donated.
 
-  The batch has one more field, `stop` bool [B]: True in the rows of a process
-  that is asked to end. `metrics["stop"]`, bool [], then is True in all of them,
-  so that all end at the same step without another word.
+  The batch has one more field, `preempted` bool [B]: True in the rows of a
+  process that is asked to end. `metrics["preempted"]`, bool [], is then True in
+  all processes, so that they end at the same step without another message.
   """
 
   def step_of_all(state, batch):
-    stop = batch["stop"].any()
-    rest = {name: value for name, value in batch.items() if name != "stop"}
+    rest = dict(batch)
+    preempted = rest.pop("preempted").any()
     # The models pin their activations to the axes of this mesh.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       state, metrics = step(state, rest)
-    return state, metrics | {"stop": stop}
+    return state, metrics | {"preempted": preempted}
 
   return jax.jit(
     step_of_all,

@@ -58,7 +58,7 @@ def pairs_of(step):
 
 def train_step(state, batch):
   state = state.replace(step=state.step + 1)
-  more = {"pairs": pairs_of(0), "stop": batch["stop"].any()}
+  more = {"pairs": pairs_of(0), "preempted": batch["preempted"].any()}
   return state, metrics_of(state.step) | more
 
 
@@ -188,7 +188,7 @@ def test_rows_hold_what_every_hook_adds(calls, tmp_path, logger, capsys):
     assert row["contrastive"] == 2.0 + row["step"] and row["corrupt"] == 7
     assert row["learning_rate"] == pytest.approx(0.1 * (row["step"] - 1))
     assert row["test/t2v_R@1"] == 50.0 and row["pairs/noise_rate_true"] == 0.25
-    assert not {"pairs", "stop"} & row.keys()
+    assert not {"pairs", "preempted"} & row.keys()
   evaluations = [
     line
     for line in capsys.readouterr().out.splitlines()
