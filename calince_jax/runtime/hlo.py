@@ -1,0 +1,234 @@
+"""What a compiled program communicates and moves, read from its HLO text.
+
+    program = read_program(jax.jit(f, ...).lower(...).compile().as_text())
+    program.sent_bytes()        # {"all-gather": bytes, ...} a device and step
+    program.memory_traffic      # bytes to and from memory, a device and step
+
+The text is that of one device (SPMD), so shapes are per device. What stands in
+the body of a loop counts as often as the loop is run (`known_trip_count`, which
+XLA writes for every `lax.scan`).
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+KINDS = (
+  "all-reduce",
+  "all-gather",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+# Operations that move nothing: names for parts of other buffers, or control.
+_FREE = frozenset(
+  "parameter constant tuple get-tuple-element bitcast while conditional call"
+  " after-all partition-id replica-id iota opt-barrier".split()
+)
+
+_COMPUTATION = re.compile(r"^\s*(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+  r"(body|condition|true_computation|false_computation|to_apply|calls)="
+  r"%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_AXIS_SIZE = re.compile(r"'([^']+)'=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of a program.
+
+  Attributes:
+    kind: one of KINDS.
+    shapes: (dtype, dimensions) of each array in its result, per device.
+    group: number of devices that take part together; 0 where it is not written.
+    times: how often it is run in a step.
+    where: the line of the program's Python code, as far as XLA names it.
+  """
+
+  kind: str
+  shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  group: int
+  times: int
+  where: str
+
+  @property
+  def result_bytes(self) -> int:
+    """Size of its results on each device, of all its runs."""
+    return self.times * sum(map(_size, self.shapes))
+
+  @property
+  def sent_bytes(self) -> float:
+    """What each device sends in a ring of n = `group` devices, all its runs.
+
+    Of a result of s bytes: 2 s (n - 1) / n for an all-reduce, s (n - 1) / n for
+    an all-gather and an all-to-all, s (n - 1) for a reduce-scatter, whose
+    operand has n s bytes, and s for a permute.
+    """
+    n = self.group
+    share = (n - 1) / n if n else 1.0
+    factor = {
+      "all-reduce": 2 * share,
+      "all-gather": share,
+      "reduce-scatter": n - 1 if n else 1.0,
+      "all-to-all": share,
+      "collective-permute": 1.0,
+    }[self.kind]
+    return factor * self.result_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What one run of a program does on each device.
+
+  Attributes:
+    collectives: all of them.
+    memory_traffic: bytes; the operands and results of all instructions that are
+      not inside a fusion. An upper estimate: what stays in a cache counts.
+  """
+
+  collectives: tuple[Collective, ...]
+  memory_traffic: int
+
+  def sent_bytes(self) -> dict[str, int]:
+    """Bytes that each device sends, by kind of collective."""
+    totals: dict[str, float] = collections.Counter()
+    for collective in self.collectives:
+      totals[collective.kind] += collective.sent_bytes
+    return {kind: round(totals[kind]) for kind in KINDS if kind in totals}
+
+
+def read_program(hlo: str) -> Program:
+  """Reads `compiled.as_text()`."""
+  computations = _computations(hlo)
+  times = _multiplicities(computations)
+  found, traffic = [], 0
+  for name, lines in computations.items():
+    if times[name]:
+      found += _collectives(lines, times[name])
+      traffic += times[name] * _traffic(lines)
+  return Program(tuple(found), traffic)
+
+
+def _collectives(lines: Sequence[str], times: int) -> Iterator[Collective]:
+  for line in lines:
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    _, result, operation = match.groups()
+    kind = operation.removesuffix("-start")
+    if kind not in KINDS:
+      continue
+    arrays = _arrays(result)
+    # The asynchronous form returns its operands as well, and they come first.
+    if operation in ("all-gather-start", "collective-permute-start"):
+      arrays = [a for a in arrays if a != ("u32", ())]
+      arrays = arrays[len(arrays) // 2 :]
+    where = re.search(r'op_name="([^"]*)"', line)
+    yield Collective(
+      kind=kind,
+      shapes=tuple(arrays),
+      group=_group_size(line),
+      times=times,
+      where=where.group(1) if where else "",
+    )
+
+
+def _traffic(lines: Sequence[str]) -> int:
+  """Bytes of operands and results of the instructions of a computation."""
+  sizes: dict[str, int] = {}
+  total = 0
+  for line in lines:
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    name, result, operation = match.groups()
+    sizes[name] = sum(map(_size, _arrays(result)))
+    if operation in _FREE or operation.endswith("-done"):
+      continue
+    operands = _OPERAND.findall(line[match.end() :].split(")", 1)[0])
+    read = sum(sizes[operand] for operand in operands if operand in sizes)
+    if operation in ("dynamic-slice", "gather"):
+      read = sizes[name]  # of a large operand only what is taken
+    total += sizes[name] + read
+  return total
+
+
+def _group_size(line):
+  listed = _LISTED_GROUPS.search(line)
+  if listed:
+    return len([d for d in listed.group(1).split(",") if d])
+  iota = _IOTA_GROUPS.search(line)
+  if iota:
+    return int(iota.group(2))
+  mesh = _MESH_GROUPS.search(line)
+  if mesh:
+    sizes = {name: int(n) for name, n in _AXIS_SIZE.findall(mesh.group(1))}
+    return math.prod(sizes[a] for a in re.findall(r"'([^']+)'", mesh.group(2)))
+  return 0
+
+
+def _computations(hlo: str) -> dict[str, list[str]]:
+  """{name: lines}; the entry computation is called ENTRY."""
+  computations: dict[str, list[str]] = {}
+  current: list[str] = []
+  for line in hlo.splitlines():
+    match = _COMPUTATION.match(line)
+    if match:
+      name = "ENTRY" if match.group(1) else match.group(2)
+      current = computations.setdefault(name, [])
+    else:
+      current.append(line)
+  return computations
+
+
+def _multiplicities(
+  computations: Mapping[str, Sequence[str]],
+) -> Mapping[str, int]:
+  """How often each computation is run; 0 for the inside of a fusion."""
+  calls: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+  for name, lines in computations.items():
+    for line in lines:
+      match = _INSTRUCTION.match(line)
+      if not match or match.group(3) not in ("while", "conditional", "call"):
+        continue
+      trips = _TRIPS.search(line)
+      for role, callee in _CALLED.findall(line):
+        count = int(trips.group(1)) if trips and role == "body" else 1
+        calls[name].append((callee, count))
+      for branches in _BRANCHES.findall(line):
+        calls[name] += [(b.strip(" %"), 1) for b in branches.split(",")]
+  times: dict[str, int] = collections.Counter()
+
+  def visit(name, count):
+    times[name] += count
+    for callee, each in calls[name]:
+      visit(callee, count * each)
+
+  visit("ENTRY", 1)
+  return times
+
+
+def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+  return [
+    (dtype, tuple(int(d) for d in dims.split(",") if d))
+    for dtype, dims in _ARRAY.findall(text)
+  ]
+
+
+def _size(array: tuple[str, tuple[int, ...]]) -> int:
+  """Bytes of (dtype, dimensions)."""
+  dtype, shape = array
+  digits = re.search(r"\d+", dtype)
+  bits = 8 if dtype == "pred" else int(digits.group()) if digits else 0
+  return bits * math.prod(shape) // 8
