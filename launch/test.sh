@@ -24,4 +24,4 @@ export MALLOC_ARENA_MAX=2
 # A file's tests stay together, so that its fixtures are made once; the slowest
 # files come first (conftest.py), so that no worker ends with one of them.
 "$PY" -m pytest -n "$workers" --dist=loadfile --no-loadscope-reorder \
-  --durations=10 "${quick[@]}" "$@"
+  --durations=10 ${quick[@]+"${quick[@]}"} "$@"

@@ -85,18 +85,34 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def free_memory():
-  """After each file, drops its compiled programs.
+# Compiled programs are what makes a worker grow, by 300 to 600 MB a file. They
+# are dropped after each file, and within one when there are many.
+MOST_RESIDENT = 1.2e9  # bytes
 
-  They are what makes a worker grow: 300 to 600 MB a file.
-  """
-  yield
+
+def free_memory():
+  """Drops what is compiled and unused, and gives the memory back."""
   jax.clear_caches()
   gc.collect()
   libc = ctypes.CDLL(None)
   if hasattr(libc, "malloc_trim"):  # glibc
     libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_of_a_file():
+  yield
+  free_memory()
+
+
+@pytest.fixture(autouse=True)
+def memory_of_a_test():
+  yield
+  statm = Path("/proc/self/statm")  # Linux
+  if statm.exists():
+    pages = int(statm.read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+      free_memory()
 
 
 @pytest.fixture(scope="session")
