@@ -49,6 +49,7 @@ SLOW_FILES = (
   "hostile_input_test.py",
   "launch/pods_test.py",
   "training/retrieval_eval_test.py",
+  "runtime/run_folder_test.py",
   "readme_test.py",
   "losses/objective_test.py",
   "losses/noise_robust_test.py",
