@@ -86,7 +86,10 @@ MOST_RESIDENT = 1.2e9  # bytes
 
 
 def free_memory():
-  """Drops what is compiled and unused, and gives the memory back."""
+  """Drops the compiled programs, and gives the memory back.
+
+  After the compiler, most of it is free and yet kept by malloc.
+  """
   jax.clear_caches()
   gc.collect()
   libc = ctypes.CDLL(None)
