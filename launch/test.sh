@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
 .venv/bin/lint-imports --no-logo
-# A worker holds up to 1.5 GB, and what it starts needs room as well.
+# A worker holds about 1 GB, and twice as much while it compiles a train step.
 memory="$(awk '/^MemAvailable/ {print int($2 / 2000000)}' /proc/meminfo \
   2>/dev/null || true)"
 workers="$(getconf _NPROCESSORS_ONLN)"
