@@ -46,7 +46,8 @@ def define_flags() -> None:
     Options.distributed,
     distributed.DISTRIBUTED,
     "how the processes of a run find each other: off, one process; auto, from"
-    " Cloud TPU or Slurm; manual, from the three flags below",
+    " Cloud TPU or Slurm; manual, from --coordinator_address, --num_processes"
+    " and --process_id",
   )
   flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0 of the run"

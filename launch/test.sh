@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
 .venv/bin/lint-imports --no-logo
-# A worker holds up to 1.5 GB, and what it starts needs room as well.
+# A worker holds about 1 GB, and twice as much while it compiles a train step.
 memory="$(awk '/^MemAvailable/ {print int($2 / 2000000)}' /proc/meminfo \
   2>/dev/null || true)"
 workers="$(getconf _NPROCESSORS_ONLN)"
@@ -24,4 +24,4 @@ export MALLOC_ARENA_MAX=2
 # A file's tests stay together, so that its fixtures are made once; the slowest
 # files come first (conftest.py), so that no worker ends with one of them.
 "$PY" -m pytest -n "$workers" --dist=loadfile --no-loadscope-reorder \
-  --durations=10 "${quick[@]}" "$@"
+  --durations=10 ${quick[@]+"${quick[@]}"} "$@"

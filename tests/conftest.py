@@ -55,6 +55,7 @@ SLOW_FILES = (
   "hostile_input_test.py",
   "launch/pods_test.py",
   "training/retrieval_eval_test.py",
+  "runtime/run_folder_test.py",
   "readme_test.py",
   "losses/objective_test.py",
   "losses/noise_robust_test.py",
@@ -85,18 +86,37 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def free_memory():
-  """After each file, drops its compiled programs.
+# Compiled programs are what makes a worker grow, by 300 to 600 MB a file. They
+# are dropped after each file, and within one when there are many.
+MOST_RESIDENT = 1.2e9  # bytes
 
-  They are what makes a worker grow: 300 to 600 MB a file.
+
+def free_memory():
+  """Drops the compiled programs, and gives the memory back.
+
+  After the compiler, most of it is free and yet kept by malloc.
   """
-  yield
   jax.clear_caches()
   gc.collect()
   libc = ctypes.CDLL(None)
   if hasattr(libc, "malloc_trim"):  # glibc
     libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_of_a_file():
+  yield
+  free_memory()
+
+
+@pytest.fixture(autouse=True)
+def memory_of_a_test():
+  yield
+  statm = Path("/proc/self/statm")  # Linux
+  if statm.exists():
+    pages = int(statm.read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+      free_memory()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""One device and two processes of four devices train as eight devices do.
+"""One device and two processes of two devices train as eight devices do.
 
 The two processes are stopped and killed on the way, and end together.
 """
@@ -62,7 +62,7 @@ def two_processes(tiny_dataset, tmp_path_factory):
   """
   workdir = tmp_path_factory.mktemp("multihost") / "run"
   flags = [*tiny_flags(tiny_dataset, CHANGES | IN_TILES), "--peer_timeout=5"]
-  more = {"devices": 4, "xla": QUICK}
+  more = {"devices": 2, "xla": QUICK}
   pair = start_two(flags, workdir, **more)
   assert until(lambda: last_step(workdir) >= 2, pair[0])
   pair[1].send_signal(signal.SIGTERM)
@@ -144,7 +144,7 @@ def test_one_device_learns_what_eight_learn(
 
 def test_the_first_process_alone_reports(two_processes):
   workdir, (first, second) = (two_processes[k] for k in ("workdir", "logs"))
-  assert "on 8 cpu device(s), 2 process(es)" in first
+  assert "on 4 cpu device(s), 2 process(es)" in first
   assert "similarities in tiles of 1 pairs, float32 products, xla" in first
   assert "encoded in 2 chunks" in first
   assert f"step {STEPS}/{STEPS}" in first and "finished" in first
