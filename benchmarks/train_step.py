@@ -28,7 +28,7 @@ VOCABULARY = flags.DEFINE_integer("vocab_size", 8000, "of the text tower", 1)
 def main() -> None:
   """Compiles the step, times it and prints the result."""
   config = CONFIG.value.to_dict()
-  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
+  mesh = setup.open_mesh(config, jax.devices())
   training = setup.compile_training(
     config,
     mesh,

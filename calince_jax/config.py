@@ -23,7 +23,7 @@ from calince_jax.losses import contrastive, nce_kernel, tiled_nce
 from calince_jax.losses.objective import Objective
 from calince_jax.losses.tiled_nce import Tiling
 from calince_jax.models.cali_nce import ModelConfig
-from calince_jax.runtime import run_folder
+from calince_jax.runtime import run_folder, sharding
 
 KERNELS = {"xla": None, "pallas": nce_kernel}
 LARGEST_DENSE = 2**26  # bytes of the similarities on each device, for `auto`
@@ -102,6 +102,7 @@ class Sharding:
   """`config.sharding`: how parameters are laid out over the devices."""
 
   model_parallel: Annotated[int, Range("[1, 1e6]")]
+  slices: Annotated[int, Range("[0, 1e6]")]
   rules: Annotated[
     tuple,
     Check(_are_rules, "pairs of a regular expression and a rule"),
@@ -263,7 +264,7 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
     tiling = Tiling(
       mesh=mesh,
       # All devices work on it, those of one model too, where they can.
-      axis="data" if N % mesh.size else mesh.axis_names,
+      axis=sharding.batch_axes(mesh) if N % mesh.size else mesh.axis_names,
       tile=settings.tile,
       matmul_dtype=settings.matmul_dtype,
       max_saved_bytes=settings.max_saved_bytes,
@@ -283,7 +284,7 @@ def tiling(config: Mapping[str, Any], mesh: Mesh) -> Tiling | None:
 def grad_cache_chunks(config: Mapping[str, Any], mesh: Mesh) -> int:
   """In how many chunks a batch is encoded; UserError where it does not fit."""
   chunks, pairs = config["grad_cache_chunks"], config["batch_size"]
-  each = pairs // mesh.shape["data"]
+  each = pairs // sharding.batch_ways(mesh)
   if each % chunks:
     raise UserError(
       f"config.grad_cache_chunks={chunks} must divide the {each} pairs that"

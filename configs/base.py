@@ -154,6 +154,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.sharding = ml_collections.ConfigDict()
   config.sharding.model_parallel = 1  # devices that share one model's width
+  # Groups of devices that each hold all parameters. 0: one for each TPU slice.
+  # More, where no axis of a matrix is divided by the devices of one group.
+  config.sharding.slices = 0
   # (regular expression over the parameter's path, replicate | fsdp | model);
   # the first match counts.
   config.sharding.rules = ((".*", "fsdp"),)

@@ -188,7 +188,6 @@ def open_training(arguments: Sequence[str]) -> None:
   import jax
 
   from calince_jax import config as config_lib
-  from calince_jax.runtime import sharding
   from calince_jax.training import setup
 
   values, argv = flags.FlagValues(), ["train", *arguments]
@@ -197,7 +196,7 @@ def open_training(arguments: Sequence[str]) -> None:
     cli.parse(argv, values)
   config = values.config.to_dict()
   config_lib.check(config)
-  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
+  mesh = setup.open_mesh(config, jax.devices())
   data = setup.open_data(config)
   training = setup.compile_training(
     config,

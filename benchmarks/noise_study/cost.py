@@ -76,7 +76,7 @@ def main() -> None:
 
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
-  mesh = sharding.make_mesh(jax.devices(), config["sharding"]["model_parallel"])
+  mesh = setup.open_mesh(config, jax.devices())
   data = setup.open_data(config)
   training = setup.compile_training(
     config,

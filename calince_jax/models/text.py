@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import OneOf
 from calince_jax.models import transformer
-from calince_jax.models.partitioning import spread
+from calince_jax.models.partitioning import gathered, spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class TextTransformer(nn.Module):
     size = transformer.size(self.size)
     embedding = nn.initializers.normal(0.02)
     self.embedding = nn.Embed(
-      self.vocab_size, size.width, embedding_init=embedding, dtype=self.dtype
+      self.vocab_size, size.width, embedding_init=embedding
     )
     self.position = self.param(
       "position", embedding, (self.max_length, size.width)
@@ -81,8 +81,12 @@ class TextTransformer(nn.Module):
     self.pool = transformer.Pooling(self.pooling, size.num_heads, self.dtype)
 
   def embed(self, ids: jax.Array) -> jax.Array:
-    """int32 [B, L] -> [B, L, width]: token plus position embeddings."""
-    return spread(self.embedding(spread(ids)) + self.position)
+    """int32 [B, L] -> float32 [B, L, width]: token plus position embeddings.
+
+    Rows and their gradients are float32: many tokens add to one row.
+    """
+    rows = jnp.take(gathered(self.embedding.embedding), spread(ids), axis=0)
+    return spread(rows + self.position)
 
   def tokens(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
@@ -96,7 +100,8 @@ class TextTransformer(nn.Module):
 
   def vocabulary_logits(self, tokens: jax.Array) -> jax.Array:
     """[B, L, width] -> [B, L, vocab_size] with the tied embedding."""
-    return spread(self.embedding.attend(tokens.astype(self.dtype)))
+    table = gathered(self.embedding.embedding.astype(self.dtype))
+    return spread(jnp.dot(tokens.astype(self.dtype), table.T))
 
   def __call__(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True

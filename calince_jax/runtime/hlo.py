@@ -24,8 +24,21 @@ KINDS = (
 )
 # Operations that move nothing: names for parts of other buffers, or control.
 _FREE = frozenset(
-  "parameter constant tuple get-tuple-element bitcast while conditional call"
-  " after-all partition-id replica-id iota opt-barrier".split()
+  {
+    "after-all",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "iota",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+  }
 )
 
 _COMPUTATION = re.compile(r"^\s*(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
@@ -115,19 +128,22 @@ def read_program(hlo: str) -> Program:
   found, traffic = [], 0
   for name, lines in computations.items():
     if times[name]:
-      found += _collectives(lines, times[name])
+      found += _collectives(lines, computations, times[name])
       traffic += times[name] * _traffic(lines)
   return Program(tuple(found), traffic)
 
 
-def _collectives(lines: Sequence[str], times: int) -> Iterator[Collective]:
+def _collectives(
+  lines: Sequence[str], computations: Mapping[str, Sequence[str]], times: int
+) -> Iterator[Collective]:
   for line in lines:
     match = _INSTRUCTION.match(line)
     if not match:
       continue
     _, result, operation = match.groups()
-    kind = operation.removesuffix("-start")
-    if kind not in KINDS:
+    inside = _called(line, computations) if operation == "fusion" else [line]
+    kind = _kind(operation, line, inside)
+    if kind is None:
       continue
     arrays = _arrays(result)
     # The asynchronous form returns its operands as well, and they come first.
@@ -138,10 +154,30 @@ def _collectives(lines: Sequence[str], times: int) -> Iterator[Collective]:
     yield Collective(
       kind=kind,
       shapes=tuple(arrays),
-      group=_group_size(line),
+      group=max(map(_group_size, inside)),
       times=times,
       where=where.group(1) if where else "",
     )
+
+
+def _called(line, computations):
+  """The lines of the computation that a fusion calls."""
+  match = re.search(r"calls=%?([\w.\-]+)", line)
+  return computations.get(match.group(1), [line]) if match else [line]
+
+
+def _kind(operation, line, inside):
+  """The kind of collective that an instruction is; None where it is none."""
+  if operation != "fusion":
+    kind = operation.removesuffix("-start")
+    return kind if kind in KINDS else None
+  if "calls=%all-reduce-scatter" in line:  # TPU: an all-reduce and its slice
+    return "reduce-scatter"
+  for one in inside:
+    match = _INSTRUCTION.match(one)
+    if match and match.group(3) in KINDS:
+      return match.group(3)
+  return None
 
 
 def _traffic(lines: Sequence[str]) -> int:

@@ -1,16 +1,24 @@
 """The mesh of a run, and the rules that shard its parameters over it.
 
-One mesh with the axes `data` and `model`. A rule is (regular expression over
-the path of a parameter, how to shard it); the first rule that matches decides,
-and a path that no rule matches is an error.
+One mesh with the axes `slice`, `data` and `model`. The batch is sharded over
+`slice` and `data`. Parameters are sharded over `data` (FSDP), and over `model`
+where a rule says so; each slice holds all of them, so that the fast network
+inside a slice carries the weights, and the slow one between slices carries only
+their gradients. A run on one slice has no axis `slice`.
+
+A rule is (regular expression over the path of a parameter, how to shard it);
+the first rule that matches decides, and a path that no rule matches is an
+error.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,37 +28,71 @@ from calince_jax.errors import UserError
 # divides; or `model`, likewise for the mesh axis `model`, and then the largest
 # of the other axes for `data`.
 RULES = ("replicate", "fsdp", "model")
+BATCH_AXES = ("slice", "data")  # those of them that a mesh has
 
 
-def make_mesh(devices: Sequence[jax.Device], model_parallel: int = 1) -> Mesh:
-  """A (data, model) mesh over `devices`.
+def make_mesh(
+  devices: Sequence[jax.Device], model_parallel: int = 1, slices: int = 0
+) -> Mesh:
+  """A (slice, data, model) mesh over `devices`, or (data, model) of one slice.
 
   Args:
     devices: of all processes, such as `jax.devices()`, or those of a topology
       that programs are compiled for.
     model_parallel: length of the `model` axis.
+    slices: into how many groups of devices the mesh is divided, each with all
+      parameters; a multiple of the groups that the network divides them into
+      (TPU slices). 0: those groups.
 
   Raises:
-    UserError: `model_parallel` does not divide the number of devices, or JAX
-      cannot arrange them so.
+    UserError: the numbers do not divide the devices, or JAX cannot arrange
+      them so.
   """
   n = len(devices)
-  if model_parallel < 1 or n % model_parallel:
+  networks = _num_networks(devices)
+  slices = slices or networks
+  if model_parallel < 1 or n % (slices * model_parallel) or slices % networks:
     raise UserError(
-      f"model_parallel={model_parallel} does not divide the {n} devices"
+      f"model_parallel={model_parallel} and slices={slices} do not divide the"
+      f" {n} devices, of {networks} slice(s)"
     )
-  shape = (n // model_parallel, model_parallel)
+  shape = (slices, n // slices // model_parallel, model_parallel)
   try:
-    return jax.make_mesh(
-      shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    if networks > 1:
+      inside = (slices // networks, *shape[1:])
+      places = mesh_utils.create_hybrid_device_mesh(
+        inside, (networks, 1, 1), devices, allow_split_physical_axes=True
+      )
+    else:
+      places = mesh_utils.create_device_mesh(
+        shape, devices, allow_split_physical_axes=True
+      )
   except (ValueError, NotImplementedError, AssertionError) as error:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     raise UserError(
-      f"model_parallel={model_parallel}: {n} devices of kind"
-      f" {devices[0].device_kind!r} cannot be arranged as a mesh of {shape[0]}"
-      f" x {shape[1]} ({reason}); choose another sharding.model_parallel"
+      f"{n} devices of kind {devices[0].device_kind!r} cannot be arranged as a"
+      f" mesh of {' x '.join(map(str, shape))} ({reason}); choose another"
+      " config.sharding.model_parallel or config.sharding.slices"
     ) from error
+  axes = ("slice", "data", "model")
+  if slices == 1:
+    places, axes = places[0], axes[1:]
+  return Mesh(places, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _num_networks(devices):
+  """Groups of devices with a fast network inside: TPU slices."""
+  return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+  """The axes that the batch is sharded over."""
+  return tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+
+
+def batch_ways(mesh: Mesh) -> int:
+  """The number of parts that the batch is divided into."""
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def path_name(path: tuple) -> str:
@@ -112,14 +154,33 @@ def _spec(shape, rule, mesh):
   return P(*spec)
 
 
+def replicated_leaves(
+  tree: Any, layout: Any, smallest: int = 2**14
+) -> list[tuple[str, int]]:
+  """(path, bytes) of the larger leaves that every device holds whole.
+
+  Args:
+    tree: of arrays or ShapeDtypeStructs.
+    layout: of `shardings`.
+    smallest: leaves with fewer elements are not listed.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  places = jax.tree.leaves(layout)
+  return [
+    (path_name(path), leaf.size * np.dtype(leaf.dtype).itemsize)
+    for (path, leaf), place in zip(leaves, places, strict=True)
+    if leaf.size >= smallest and place.is_fully_replicated
+  ]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """A whole copy on each device."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis spread over `data`."""
-  return NamedSharding(mesh, P("data"))
+  """The first axis sharded over `slice` and `data`."""
+  return NamedSharding(mesh, P(batch_axes(mesh)))
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -140,7 +201,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """UserError unless each device and process gets the same number of rows."""
-  ways = mesh.shape["data"]
+  ways = batch_ways(mesh)
   if batch_size % ways or batch_size < ways:
     raise UserError(
       f"batch_size={batch_size} is not a multiple of the {ways} devices that"

@@ -15,6 +15,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from calince_jax.runtime.sharding import batch_axes, batch_ways
+
 
 def encode_in_chunks(
   encode: Callable[[Any, jax.Array], Any],
@@ -34,7 +36,7 @@ def encode_in_chunks(
     key: chunk k gets `fold_in(key, k)`, in the forward and the backward pass;
       a single chunk gets the key itself.
     num_chunks: divides the number of pairs on each device.
-    mesh: the batch is sharded over its axis `data`; None: one device. Each
+    mesh: the batch is sharded over its batch axes; None: one device. Each
       chunk has pairs of every device, so that none is idle.
 
   Returns:
@@ -45,7 +47,7 @@ def encode_in_chunks(
   """
   if num_chunks == 1:
     return encode(batch, key)
-  devices = 1 if mesh is None else mesh.shape["data"]
+  devices = 1 if mesh is None else batch_ways(mesh)
   B = len(jax.tree.leaves(batch)[0])
   if B % (devices * num_chunks):
     raise ValueError(
@@ -57,7 +59,7 @@ def encode_in_chunks(
   def shard(x, axis):
     if mesh is None:
       return x
-    sharding = NamedSharding(mesh, P(*[None] * axis, "data"))
+    sharding = NamedSharding(mesh, P(*[None] * axis, batch_axes(mesh)))
     return jax.lax.with_sharding_constraint(x, sharding)
 
   def split(x):  # [B, ...] -> [num_chunks, B / num_chunks, ...]

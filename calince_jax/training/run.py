@@ -11,7 +11,6 @@ from calince_jax.runtime import (
   checkpoint,
   compile_cache,
   distributed,
-  sharding,
 )
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
@@ -72,7 +71,7 @@ def train(
   Raises:
     UserError: as `run`.
   """
-  mesh = sharding.make_mesh(devices, config["sharding"]["model_parallel"])
+  mesh = setup.open_mesh(config, devices)
   data = setup.open_data(config)
   training = setup.compile_training(
     config,

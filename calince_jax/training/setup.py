@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +89,14 @@ def compile_training(
     layout=layout,
     start=jax.jit(init, out_shardings=layout),
     step=train_step.shard_train_step(step, layout, mesh),
+  )
+
+
+def open_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Mesh:
+  """The mesh of `config.sharding` over `devices`."""
+  settings = config["sharding"]
+  return sharding.make_mesh(
+    devices, settings["model_parallel"], settings["slices"]
   )
 
 
