@@ -54,6 +54,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CALLS = re.compile(r"calls=%?([\w.\-]+)")
+_WHERE = re.compile(r'op_name="([^"]*)"')
 _AXIS_SIZE = re.compile(r"'([^']+)'=(\d+)")
 
 
@@ -136,48 +139,47 @@ def read_program(hlo: str) -> Program:
 def _collectives(
   lines: Sequence[str], computations: Mapping[str, Sequence[str]], times: int
 ) -> Iterator[Collective]:
+  """Those of a computation, also inside its fusions, each once.
+
+  On TPUs a collective that runs beside other work stands in several fusions,
+  with one channel, and an all-reduce whose result is sliced is a fusion.
+  """
+  channels = set()
   for line in lines:
     match = _INSTRUCTION.match(line)
     if not match:
       continue
-    _, result, operation = match.groups()
-    inside = _called(line, computations) if operation == "fusion" else [line]
-    kind = _kind(operation, line, inside)
-    if kind is None:
-      continue
-    arrays = _arrays(result)
-    # The asynchronous form returns its operands as well, and they come first.
-    if operation in ("all-gather-start", "collective-permute-start"):
-      arrays = [a for a in arrays if a != ("u32", ())]
-      arrays = arrays[len(arrays) // 2 :]
-    where = re.search(r'op_name="([^"]*)"', line)
-    yield Collective(
-      kind=kind,
-      shapes=tuple(arrays),
-      group=max(map(_group_size, inside)),
-      times=times,
-      where=where.group(1) if where else "",
-    )
+    fused = match.group(3) == "fusion"
+    for one in _called(line, computations) if fused else [line]:
+      inner = _INSTRUCTION.match(one)
+      kind = inner.group(3).removesuffix("-start") if inner else ""
+      if kind not in KINDS:
+        continue
+      channel = _CHANNEL.search(one)
+      if channel and channel.group(1) in channels:
+        continue
+      channels |= {channel.group(1)} if channel else set()
+      arrays = _arrays(inner.group(2))
+      if fused and "calls=%all-reduce-scatter" in line:
+        kind, arrays = "reduce-scatter", _arrays(match.group(2))
+      # The asynchronous form returns its operands as well, and first.
+      if inner.group(3) in ("all-gather-start", "collective-permute-start"):
+        arrays = [array for array in arrays if array != ("u32", ())]
+        arrays = arrays[len(arrays) // 2 :]
+      where = _WHERE.search(one)
+      yield Collective(
+        kind=kind,
+        shapes=tuple(arrays),
+        group=_group_size(one),
+        times=times,
+        where=where.group(1) if where else "",
+      )
 
 
 def _called(line, computations):
   """The lines of the computation that a fusion calls."""
-  match = re.search(r"calls=%?([\w.\-]+)", line)
-  return computations.get(match.group(1), [line]) if match else [line]
-
-
-def _kind(operation, line, inside):
-  """The kind of collective that an instruction is; None where it is none."""
-  if operation != "fusion":
-    kind = operation.removesuffix("-start")
-    return kind if kind in KINDS else None
-  if "calls=%all-reduce-scatter" in line:  # TPU: an all-reduce and its slice
-    return "reduce-scatter"
-  for one in inside:
-    match = _INSTRUCTION.match(one)
-    if match and match.group(3) in KINDS:
-      return match.group(3)
-  return None
+  match = _CALLS.search(line)
+  return computations[match.group(1)] if match else [line]
 
 
 def _traffic(lines: Sequence[str]) -> int:
