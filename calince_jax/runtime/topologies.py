@@ -1,0 +1,123 @@
+"""Accelerators that are not here: their devices to compile for, their limits.
+
+`devices("v5e:16x16")` gives devices that `jax.jit(...).lower().compile()`
+accepts on a machine with a CPU alone; libtpu, which `pip install "jax[tpu]"`
+brings, has the compiler. Nothing can be run on them.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from calince_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """The limits of one chip, from its vendor's data sheet.
+
+  Attributes:
+    memory: bytes of HBM.
+    flops: bfloat16 operations a second.
+    memory_bandwidth: bytes a second to and from HBM.
+    fast_network: bytes a second to the chips of its slice or host (TPU: ICI;
+      GPU: NVLink), in one direction.
+    slow_network: bytes a second between slices or hosts, its share.
+  """
+
+  memory: float
+  flops: float
+  memory_bandwidth: float
+  fast_network: float
+  slow_network: float
+
+
+# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and NVIDIA's H100 SXM data
+# sheet. The slow network is a host's 200 Gbit/s, shared by its 4 or 8 chips, or
+# one 400 Gbit/s adapter for each H100.
+CHIPS = {
+  "v5e": Chip(16 * 2**30, 197e12, 819e9, 100e9, 25e9 / 8),
+  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 300e9, 25e9 / 4),
+  "v6e": Chip(32 * 2**30, 918e12, 1640e9, 224e9, 25e9 / 8),
+  "h100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9),
+}
+
+
+def describe() -> str:
+  """The names that `devices` knows, for a message."""
+  return "v5e:16x16, v5p:4x4x4, v6e:16x16 and the like, or cpu:8"
+
+
+def chip_of(name: str) -> Chip | None:
+  """The limits of a topology's chips; None of a CPU."""
+  return CHIPS.get(name.partition(":")[0])
+
+
+def devices(name: str, num_slices: int = 1) -> list[Any]:
+  """The devices of a topology.
+
+  Args:
+    name: of a TPU slice, KIND:AxB or KIND:AxBxC; or cpu:N, simulated devices
+      of this machine.
+    num_slices: TPU slices that a slower network joins.
+
+  Raises:
+    UserError: no such topology, or its compiler is not installed.
+  """
+  kind, _, shape = name.partition(":")
+  if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
+    return _simulated(int(shape))
+  if kind not in CHIPS or kind == "h100" or not re.fullmatch(r"[\dx]+", shape):
+    raise UserError(f"--topology={name} is unknown; use {describe()}")
+  _point_to_libtpu()
+  from jax.experimental import topologies
+
+  several = {"num_slices": num_slices} if num_slices > 1 else {}
+  try:
+    topology = topologies.get_topology_desc(
+      platform="tpu", topology_name=name, **several
+    )
+  except (RuntimeError, ValueError, NotImplementedError) as error:
+    reason = str(error).strip().split("\n")[0][:200]
+    raise UserError(
+      f"--topology={name} with {num_slices} slice(s) is not a TPU topology"
+      f" ({reason}); use {describe()}"
+    ) from error
+  return list(topology.devices)
+
+
+def _simulated(count):
+  """CPU devices; they must be asked for before JAX is first used."""
+  with contextlib.suppress(RuntimeError):  # JAX has its devices already
+    jax.config.update("jax_num_cpu_devices", count)
+  found = jax.devices("cpu")
+  if len(found) < count:
+    raise UserError(
+      f"--topology=cpu:{count}, but JAX was started with {len(found)} CPU"
+      " device(s); run the command in a process of its own"
+    )
+  return found[:count]
+
+
+def _point_to_libtpu():
+  spec = importlib.util.find_spec("libtpu")
+  if spec is None or not spec.submodule_search_locations:
+    raise UserError(
+      "compiling for a TPU needs libtpu, which is not installed: pip install"
+      f' "jax[tpu]=={jax.__version__}" into this environment, or use'
+      " --topology=cpu:8"
+    )
+  library = Path(spec.submodule_search_locations[0]) / "libtpu.so"
+  for name, value in {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU to ask about
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_LIBRARY_PATH": str(library),
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another plan may run beside this one
+  }.items():
+    os.environ.setdefault(name, value)
