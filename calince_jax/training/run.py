@@ -79,7 +79,7 @@ def train(
     vocabulary=data["tokenizer"].vocabulary,
     num_pairs=data["num_pairs"],
   )
-  corrupt_records = setup.open_damage_log(config, workdir, data, mesh)
+  corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
     setup.open_run_folder(config, workdir, data)
@@ -91,14 +91,14 @@ def train(
     )
     if jax.process_index() == 0:
       print_start(config, workdir, data, mesh, training, state)
-    retrieval = setup.open_watch(config, data, mesh, training)
+    retrieval = setup.open_retrieval_eval(config, data, mesh, training)
     batches = setup.train_batches(
       config, data, mesh, first_step, corrupt_records
     )
     # Closed: the threads of the input must not outlive the interpreter.
     with (
       contextlib.closing(batches),
-      setup.open_monitor(config, workdir, first_step) as logger,
+      setup.open_logger(config, workdir, first_step) as logger,
     ):
       state = loop.loop(
         loop.Run(

@@ -1,4 +1,4 @@
-"""What a run is opened with: its data, its logs, the state it starts from."""
+"""Sets up a training run: data, compiled step, logs, first state."""
 
 import contextlib
 import dataclasses
@@ -151,15 +151,15 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
       )
       for d, folder in enumerate(folders)
     ],
-    "watched": watched_readers(config, folders[0]),
+    "evaluated": evaluated_readers(config, folders[0]),
     "tokenizer_path": path,
     "tokenizer": Tokenizer(path),
     "num_pairs": sum(info.num_pairs for info in infos),
   }
 
 
-def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
-  """The splits that are evaluated during training, {} if none is.
+def evaluated_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
+  """The splits that are evaluated during training, {} where none is.
 
   Raises:
     UserError: `evaluate_every` does not fit, or `folder` lacks a split.
@@ -186,20 +186,20 @@ def watched_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
   return {split: reader.ClipReader(folder, split) for split in splits}
 
 
-def open_watch(
+def open_retrieval_eval(
   config: dict[str, Any],
   data: dict[str, Any],
   mesh: Any,
   training: Training,
 ) -> Any:
   """The RetrievalEval of the run, None where nothing is evaluated."""
-  if not data["watched"]:
+  if not data["evaluated"]:
     return None
   from calince_jax.training.retrieval_eval import RetrievalEval
 
   return RetrievalEval(
     training.model,
-    data["watched"],
+    data["evaluated"],
     data["tokenizer"],
     config_lib.sampling(config),
     batch_size=config["batch_size"],
@@ -208,7 +208,7 @@ def open_watch(
   )
 
 
-def open_damage_log(
+def open_corrupt_record_log(
   config: dict[str, Any], workdir: str, data: dict[str, Any], mesh: Any
 ) -> Any:
   """The CorruptRecordLog of this process."""
@@ -229,9 +229,9 @@ def train_batches(
   data: dict[str, Any],
   mesh: Any,
   first_step: int,
-  damage: Any = None,
+  corrupt_records: Any = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This host's share of the batches from `first_step` on."""
+  """This process's rows of the batches from `first_step` on."""
   from calince_jax.data.input import batches as pipeline
 
   pairs = [info.num_pairs for info in data["infos"]]
@@ -247,14 +247,18 @@ def train_batches(
     seed=config["seed"],
     first_step=first_step,
     cache=config["data"]["cache"],
-    corrupt_records=damage,
+    corrupt_records=corrupt_records,
   )
 
 
 def start_or_resume(
   manager: Any, training: Training, seed: int
 ) -> tuple[Any, int, dict[str, np.ndarray]]:
-  """A fresh state, or that of the last checkpoint; its step; its visits."""
+  """A fresh state, or that of the last checkpoint.
+
+  Returns:
+    The state, its step, and the pair statistics saved with it.
+  """
   step = manager.latest_step()
   if step is None:
     return training.start(seed), 0, {}
@@ -270,29 +274,29 @@ def start_or_resume(
 
 
 @contextlib.contextmanager
-def open_monitor(
+def open_logger(
   config: dict[str, Any], workdir: str, first_step: int
 ) -> Iterator[MetricLogger | None]:
-  """The monitor of process 0, and None in the others."""
+  """The MetricLogger of process 0, and None in the others."""
   if jax.process_index():
     yield None
     return
   from clu import metric_writers
 
-  monitor = MetricLogger(
+  logger = MetricLogger(
     workdir,
     first_step=first_step,
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
-  monitor.event(
+  logger.event(
     first_step,
     "resumed" if first_step else "started",
     processes=jax.process_count(),
     devices=jax.device_count(),
   )
   try:
-    yield monitor
+    yield logger
   finally:
-    monitor.close()
+    logger.close()

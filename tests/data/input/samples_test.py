@@ -359,7 +359,7 @@ def test_a_run_lists_counts_and_stops(rotten, tmp_path):
     changes = {"data.max_bad_fraction": fraction}
     config = tiny_config(rotten, changes=changes).to_dict()
     data = setup.open_data(config)
-    log = setup.open_damage_log(config, str(tmp_path), data, mesh)
+    log = setup.open_corrupt_record_log(config, str(tmp_path), data, mesh)
     assert isinstance(log, CorruptRecordLog)
     made = setup.train_batches(config, data, mesh, 0, log)
     assert len(list(itertools.islice(made, steps))) == steps
