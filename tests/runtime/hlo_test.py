@@ -1,0 +1,93 @@
+"""Collectives and traffic are counted as the program runs them."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from calince_jax.runtime import hlo, sharding
+
+
+def program(function, specs, *shapes):
+  mesh = sharding.make_mesh(jax.devices())
+  places = [NamedSharding(mesh, spec) for spec in specs]
+  arguments = [
+    jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+    for shape, place in zip(shapes, places, strict=True)
+  ]
+  whole = sharding.replicated(mesh)
+  compiled = jax.jit(function, out_shardings=whole).lower(*arguments).compile()
+  return hlo.read_program(compiled.as_text())
+
+
+def test_an_all_reduce_sends_twice_its_result():
+  """x [8, 64] over 8 devices: the partial sums [64] go round the ring twice."""
+  made = program(lambda x: x.sum(axis=0), [P("data")], (8, 64))
+  (one,) = made.collectives
+  assert (one.kind, one.group, one.times) == ("all-reduce", 8, 1)
+  assert one.result_bytes == 64 * 4
+  assert made.sent_bytes() == {"all-reduce": round(2 * 64 * 4 * 7 / 8)}
+
+
+def test_an_all_gather_sends_all_but_its_own_part():
+  made = program(lambda x: x + 1, [P("data")], (16, 32))
+  (one,) = made.collectives
+  assert one.kind == "all-gather"
+  assert made.sent_bytes() == {"all-gather": 16 * 32 * 4 * 7 // 8}
+
+
+def test_the_body_of_a_scan_counts_as_often_as_it_runs():
+  def function(x, w):
+    def body(x, w):
+      return x * w.sum(), None  # w is sharded: a sum over the devices
+
+    return jax.lax.scan(body, x, w)[0]
+
+  made = program(function, [P(), P(None, "data")], (4,), (5, 64))
+  sums = [one for one in made.collectives if one.kind == "all-reduce"]
+  assert sum(one.times for one in sums) in (1, 5)  # inside, or hoisted whole
+  assert sum(one.result_bytes for one in sums) == 5 * 4
+
+
+def test_memory_traffic_counts_operands_and_results():
+  made = program(lambda x, y: x @ y, [P(), P()], (256, 128), (128, 64))
+  assert not made.collectives
+  smallest = 4 * (256 * 128 + 128 * 64 + 256 * 64)
+  assert smallest <= made.memory_traffic < 3 * smallest
+
+
+TPU = """
+ENTRY %main (x: bf16[8,16]) -> bf16[64,16] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %start = (bf16[64,16]{1,0}) fusion(%x), kind=kCustom, calls=%begin
+  %more = bf16[8,16]{1,0} fusion(%x), kind=kOutput, calls=%beside
+  %scattered = f32[4,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %done = bf16[64,16]{1,0} get-tuple-element(%start), index=0
+}
+%begin (p: bf16[8,16]) -> (bf16[64,16]) {
+  %p = bf16[8,16]{1,0} parameter(0)
+  ROOT %g = bf16[64,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+%beside (p: bf16[8,16]) -> bf16[8,16] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  %g = bf16[64,16]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %c = bf16[8,16]{1,0} negate(%p)
+}
+%all-reduce-scatter.1 (p: f32[32,16]) -> f32[4,16] {
+  %p = f32[32,16]{1,0} parameter(0)
+  %r = f32[32,16]{1,0} all-reduce(%p), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %s = f32[4,16]{1,0} dynamic-slice(%r), dynamic_slice_sizes={4,16}
+}
+"""  # noqa: E501
+
+
+def test_collectives_in_fusions_count_once():
+  made = hlo.read_program(TPU)
+  assert [(c.kind, c.group) for c in made.collectives] == [
+    ("all-gather", 8),
+    ("reduce-scatter", 8),
+  ]
+  assert made.sent_bytes() == {
+    "all-gather": 64 * 16 * 2 * 7 // 8,
+    "reduce-scatter": 4 * 16 * 4 * 7,
+  }
