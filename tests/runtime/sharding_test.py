@@ -91,19 +91,45 @@ def test_devices_of_another_machine_make_a_mesh():
   assert [[d.id for d in row] for row in mesh.devices] == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize(
-  "chips, model_parallel",
-  [
-    (square(4), 2),  # a ring of 8 would have to split an axis of the torus
-    ([*square(2)[:3], Chip(3, (5, 1, 0))], 1),  # not a rectangle
-  ],
-)
-def test_devices_that_cannot_be_arranged_are_a_clear_error(
-  chips, model_parallel
-):
+def test_an_axis_of_the_torus_may_be_split():
+  """8 x 2 of 4 x 4 chips, as 16 x 16 chips of v6e with 4 to a model."""
+  mesh = sharding.make_mesh(square(4), 2)
+  assert dict(mesh.shape) == {"data": 8, "model": 2}
+  assert len({d.id for d in mesh.devices.flat}) == 16
+
+
+def test_slices_are_an_axis_of_their_own():
+  """Two TPU slices: the first axis goes over the slower network."""
+  chips = square(2)
+  second = [dataclasses.replace(c, id=c.id + 4, slice_index=1) for c in chips]
+  mesh = sharding.make_mesh([*chips, *second])
+  assert dict(mesh.shape) == {"slice": 2, "data": 4, "model": 1}
+  for i, devices in enumerate(mesh.devices):
+    assert {d.slice_index for d in devices.flat} == {i}
+  assert sharding.batch_axes(mesh) == ("slice", "data")
+  assert sharding.batch_ways(mesh) == 8
+  # A group may be a part of a slice, but not of two.
+  finer = sharding.make_mesh([*chips, *second], slices=4)
+  assert dict(finer.shape) == {"slice": 4, "data": 2, "model": 1}
+  with pytest.raises(UserError, match="slices=3.*8 devices, of 2 slice"):
+    sharding.make_mesh([*chips, *second], slices=3)
+
+
+def test_a_matrix_that_no_axis_divides_is_listed_and_slices_help():
+  """768 over 512 devices, in small: 12 over 8, and over 4."""
+  tree = {"kernel": jax.ShapeDtypeStruct((12, 20), np.float32)}
+  rules = [(".*", "fsdp")]
+  for slices, listed in ((1, [("kernel", 960)]), (2, [])):
+    mesh = sharding.make_mesh(jax.devices(), slices=slices)
+    layout = sharding.shardings(tree, mesh, rules, smallest=1)
+    assert sharding.replicated_leaves(tree, layout, smallest=1) == listed
+
+
+def test_devices_that_cannot_be_arranged_are_a_clear_error():
+  chips = [*square(2)[:3], Chip(3, (5, 1, 0))]  # not a rectangle
   message = f"{len(chips)} devices.*TPU v5.*cannot be arranged.*model_parallel"
   with pytest.raises(UserError, match=message):
-    sharding.make_mesh(chips, model_parallel)
+    sharding.make_mesh(chips)
 
 
 def test_to_global_spreads_the_rows(rng):
