@@ -30,6 +30,8 @@ RENAMED = (
   ("similarities", "products", "matmul_dtype"),
   ("similarities", "keep", "max_saved_bytes"),
 )
+# Since format 3: keys that older formats lack, with what they did.
+ADDED_IN_3 = {"objective": {"trust": "schedule"}}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
   "video_size": (("video", "size"),),
@@ -52,6 +54,7 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
   if version < 2:
     config = _with_added(config, ADDED)
   if version < 3:
+    config = _with_added(config, ADDED_IN_3)
     for section, old, new in RENAMED:
       if section is None:
         config = _renamed(config, old, new)
@@ -89,7 +92,10 @@ def _renamed(section, old, new):
 
 def _with_towers(model):
   changed = {key: value for key, value in model.items() if key not in TOWERS}
-  towers = {"video": {"name": "vit"}, "text": {"name": "transformer"}}
+  towers = {
+    "video": {"name": "vit", "pixels": "scaled"},
+    "text": {"name": "transformer"},
+  }
   for key, places in TOWERS.items():
     for tower, name in places:
       if key in model:
