@@ -27,7 +27,7 @@ WRONG = {
   ),
   "unknown choice": (
     ("train", "TINY", "--workdir=OUT", "--config.model.head=magic"),
-    "config.model: head='magic' is unknown; choose one of ['mlp'",
+    "config.model.head='magic' must be one of ['mlp'",
   ),
   "positional argument": (
     ("train", CONFIG, "--workdir=OUT", "batch_size=8"),

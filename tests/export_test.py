@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import tarfile
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
 import calince_jax
@@ -392,3 +394,19 @@ def test_whatever_stands_in_the_weights_there_is_one_message(
     said.append(settings.attempt(calince_jax.load, folder))
   assert [words for words in said if settings.is_fault(words)] == []
   assert all(said[:4])
+
+
+def test_an_export_of_the_format_before_loads(tmp_path):
+  """Its parameters are 0 to 6 in turn, see goldens/make_checkpoint.py."""
+  with tarfile.open(ROOT / "tests/goldens/export_v2.tar.xz") as archive:
+    archive.extractall(tmp_path, filter="data")
+  document = json.loads((tmp_path / "config.json").read_text())
+  assert document["format_version"] == 2 and document["model"]["video_size"]
+  model = calince_jax.load(tmp_path)
+  for leaf in jax.tree.leaves(model.params):
+    pattern = (np.arange(leaf.size) % 7).reshape(leaf.shape)
+    np.testing.assert_array_equal(leaf, pattern.astype(np.float32))
+  assert model.config.video.name == "vit" and model.config.mask_id == 4
+  clips = np.zeros((2, 4, 32, 32, 3), np.uint8)
+  assert model.encode_video(clips).shape == (2, model.config.embedding_dim)
+  assert model.confidence(clips, ["a red square", "green"]).shape == (2,)

@@ -81,7 +81,7 @@ def test_the_python_of_the_readme_runs(followed):
   folder, _ = followed
   code = blocks(ROOT / "README.md", "python")
   clips = "import numpy as np; clips = np.zeros((2, 4, 32, 32, 3), np.uint8)"
-  check = "print(similarity.shape, fits.shape, loss.shape)"
+  check = "print(cosine.shape, fits.shape, loss.shape)"
   done = subprocess.run(
     [sys.executable, "-c", "\n".join([clips, *code, check])],
     cwd=folder,

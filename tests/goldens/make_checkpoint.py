@@ -4,6 +4,9 @@
 
 Run it once for each run_folder.FORMAT_VERSION, before the next version comes;
 the older files stay, and tests/runtime/checkpoint_test.py resumes from each.
+
+export_v2.tar.xz is the export of checkpoint_v2 by the version that wrote it,
+without params/, which `load` does not read; tests/export_test.py loads it.
 """
 
 import sys

@@ -39,7 +39,6 @@ MESHES = {
 
 def some_devices(count):
   return jax.make_mesh(
-    jax.devices(),
     (count,),
     ("data",),
     axis_types=(AxisType.Auto,),
