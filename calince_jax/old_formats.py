@@ -31,7 +31,7 @@ RENAMED = (
   ("similarities", "keep", "max_saved_bytes"),
 )
 # Since format 3: keys that older formats lack, with what they did.
-ADDED_IN_3 = {"sharding": {"slices": 0}}
+ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
   "video_size": (("video", "size"),),
@@ -92,7 +92,10 @@ def _renamed(section, old, new):
 
 def _with_towers(model):
   changed = {key: value for key, value in model.items() if key not in TOWERS}
-  towers = {"video": {"name": "vit"}, "text": {"name": "transformer"}}
+  towers = {
+    "video": {"name": "vit", "pixels": "scaled"},
+    "text": {"name": "transformer"},
+  }
   for key, places in TOWERS.items():
     for tower, name in places:
       if key in model:

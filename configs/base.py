@@ -71,6 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.video.temporal_depth = 4  # blocks along time, after space
   config.model.video.tubelet = (2, 16)  # frames and pixels of a token
   config.model.video.pooling = "map"  # attention with a learned query; or mean
+  # standardised: each clip over its own pixels. scaled: [0, 255] to [-1, 1],
+  # with which learning may not start where most of every picture is alike.
+  config.model.video.pixels = "standardised"
   # The text tower, likewise. transformer: bidirectional.
   config.model.text = ml_collections.ConfigDict()
   config.model.text.name = "transformer"
@@ -118,8 +121,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.scorer = "both"
   # The share of mismatched pairs; None: estimated from the scores.
   config.objective.noise_rate = config_dict.placeholder(float)
+  # When weights leave 1. evidence: as far as given pairs and negatives are told
+  # apart beyond sampling error, whatever the step; schedule: after warmup_share
+  # of the steps, to the posterior to the power below.
+  config.objective.trust = "evidence"
   config.objective.floor = 0.0  # the least weight
-  config.objective.power = 5.0  # > 1 separates more
+  # The posterior's power, > 1 separates more. evidence: the largest that is
+  # tried; the one that is used leaves about 1 - eta of the pairs.
+  config.objective.power = 5.0
   # A pair's confidence is averaged over its last 1 / (1 - memory) epochs or so.
   config.objective.memory = 0.0
   config.objective.warmup_share = 0.05  # of total_steps with all weights 1

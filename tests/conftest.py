@@ -315,6 +315,7 @@ PLAIN_OBJECTIVE = Objective(
   confidence="density_ratio",
   scorer="both",
   noise_rate=None,
+  trust="schedule",
   floor=0.0,
   power=1.0,
   memory=0.0,

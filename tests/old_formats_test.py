@@ -8,6 +8,7 @@ from calince_jax import old_formats
 
 def format_2(config):
   """A configuration as format 2 wrote it."""
+  del config["sharding"]["slices"], config["objective"]["trust"]
   config["micro_batches"] = config.pop("grad_cache_chunks")
   objective, similarities = config["objective"], config["similarities"]
   objective["score"] = objective.pop("scorer")
@@ -38,6 +39,9 @@ def format_1(config):
 
 def test_older_configurations_are_those_of_today(tiny_dataset):
   today = tiny_config(tiny_dataset).to_dict()
+  # What both did.
+  today["objective"]["trust"] = "schedule"
+  today["model"]["video"]["pixels"] = "scaled"
   for version, older in ((1, format_1), (2, format_2)):
     old = older(tiny_config(tiny_dataset).to_dict())
     read = old_formats.upgrade_config(version, old)

@@ -31,6 +31,15 @@ SMALLEST_TAIL = 0.2
 # An untrained scorer cannot tell the two distributions apart. The estimate
 # then is near 1, and every pair's confidence would be 0.
 LARGEST_NOISE_RATE = 0.9
+# Of the interval of the noise rate, and of the separation.
+ERROR_RATE = 0.05
+# The weights are the posterior's once this share of the matched pairs can be
+# told from negatives; before, they are blended with 1.
+FULL_TRUST = 0.5
+# Powers of the posterior that are tried, and the effective share that a power
+# must leave, relative to the share of matched pairs.
+NUM_POWERS = 21
+KEPT_SHARE = 0.95
 
 
 def init_histograms() -> dict[str, jax.Array]:
@@ -69,6 +78,105 @@ def estimate_noise_rate(histograms: dict[str, jax.Array]) -> jax.Array:
   ratio = F_given / jnp.maximum(F_negative, 1e-6)
   ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
   return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
+
+
+def noise_rate_interval(
+  histograms: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  """The sampling interval of `estimate_noise_rate`, two float32 [].
+
+    inf_x (F_given(x) -+ e) / F_negative(x),      e of `sampling_error`
+
+  [0, 0.9] while the histograms are empty or alike.
+  """
+  F_given = jnp.cumsum(_density(histograms["given"]))
+  F_negative = jnp.cumsum(_density(histograms["negative"]))
+  e = sampling_error(histograms)
+
+  def bound(shift):
+    ratio = (F_given + shift) / jnp.maximum(F_negative, 1e-6)
+    ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
+    return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
+
+  return bound(-e), bound(e)
+
+
+def sampling_error(histograms: dict[str, jax.Array]) -> jax.Array:
+  """e with P(sup_x |F_observed - F| > e) <= ERROR_RATE, float32 [].
+
+  Dvoretzky, Kiefer and Wolfowitz, with the constant of Massart (1990), for the
+  two distributions together. Negatives share videos and texts, so they count
+  as no more than the given pairs. 1 while there is nothing.
+  """
+  n = jnp.maximum(histograms["given"].sum(), 1.0)
+  e = jnp.sqrt(jnp.log(2.0 / ERROR_RATE) / (2.0 * n))
+  return jnp.minimum(e, 1.0)
+
+
+def separation(histograms: dict[str, jax.Array]) -> jax.Array:
+  """How far given pairs are told from negatives beyond error, float32 [0, 1].
+
+    max(0, sup_x [F_negative(x) - F_given(x)] - 2 e) / (1 - eta)
+
+  F_negative - F_given = (1 - eta) (F_negative - F_matched), so 1 means that all
+  matched pairs score above all negatives, and 0 that nothing is known.
+  """
+  F_given = jnp.cumsum(_density(histograms["given"]))
+  F_negative = jnp.cumsum(_density(histograms["negative"]))
+  difference = (F_negative - F_given).max() - 2.0 * sampling_error(histograms)
+  eta = estimate_noise_rate(histograms)
+  return jnp.clip(difference / (1.0 - eta), 0.0, 1.0)
+
+
+def earned_weights(
+  histograms: dict[str, jax.Array],
+  x: jax.Array,
+  *,
+  noise_rate: jax.Array | float | None,
+  largest_power: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Weights that leave 1 only as far as the alignment scores are evidence.
+
+    w = 1 - t + t P(matched | x)^p,    P = 1 - eta r(x)
+    t = min(1, s / FULL_TRUST),        s the separation
+    eta = eta_low + s (eta_estimate - eta_low)
+    p = the largest power, up to `largest_power`, with which the effective
+        sample share of the given pairs, (sum w)^2 / (n sum w^2), is at least
+        KEPT_SHARE (1 - eta)
+
+  So the cautious end of the noise rate counts while matched pairs and negatives
+  overlap, and where nothing can be told apart every weight is exactly 1:
+  co-training.
+
+  Args:
+    histograms: see `update_histograms`.
+    x: alignment scores of the given pairs, any shape.
+    noise_rate: eta, where it is known; None: estimated.
+    largest_power: at least 0.
+
+  Returns:
+    The weights, float32 in [0, 1] of the shape of x; and the metrics `trust`
+    (t), `sharpness` (p), `noise_rate_low` and `noise_rate_high`.
+  """
+  low, high = noise_rate_interval(histograms)
+  s = separation(histograms)
+  eta = low + s * (estimate_noise_rate(histograms) - low)
+  eta = eta if noise_rate is None else jnp.float32(noise_rate)
+  posterior = jnp.clip(1.0 - eta * ratio(histograms), 0.0, 1.0)  # [BINS]
+  density = _density(histograms["given"])
+  powers = largest_power * jnp.linspace(0.0, 1.0, NUM_POWERS)
+  w = posterior[None, :] ** powers[:, None]  # [NUM_POWERS, BINS]
+  mean, square = w @ density, (w**2) @ density
+  share = mean**2 / jnp.maximum(square, 1e-12)
+  p = jnp.where(share >= KEPT_SHARE * (1.0 - eta), powers, 0.0).max()
+  t = jnp.minimum(1.0, s / FULL_TRUST)
+  P = jnp.interp(jax.lax.stop_gradient(x), bin_centres(), posterior)
+  return 1.0 - t + t * P**p, {
+    "trust": t,
+    "sharpness": p,
+    "noise_rate_low": low,
+    "noise_rate_high": high,
+  }
 
 
 def ratio(histograms: dict[str, jax.Array]) -> jax.Array:

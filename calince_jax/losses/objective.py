@@ -22,6 +22,8 @@ from calince_jax.losses.calibrated_nce import weighted_mean
 from calince_jax.losses.predictive import predictive_loss
 from calince_jax.losses.tiled_nce import Tiling
 
+TRUST = ("evidence", "schedule")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -43,6 +45,7 @@ class Objective:
   confidence: Annotated[str, OneOf(calibration.CONFIDENCES)]
   scorer: Annotated[str, OneOf(calibration.SCORERS)]
   noise_rate: Annotated[float | None, Range("[0, 1)")]  # eta
+  trust: Annotated[str, OneOf(TRUST)]
   floor: Annotated[float, Range("[0, 1]")]
   power: Annotated[float, Range("[0, 100]")]
   memory: Annotated[float, Range("[0, 1]")]
@@ -65,6 +68,11 @@ class Objective:
         f"confidence={self.confidence!r} with scorer={self.scorer!r} needs the"
         " correspondence head, and correspondence_weight is 0; use"
         " scorer='cosine', and another confidence than 'score' or 'posterior'"
+      )
+    if self.trust == "evidence" and self.memory:
+      raise ValueError(
+        f"memory={self.memory} goes with trust='schedule': weights that follow"
+        " the evidence of the moment are not averaged"
       )
     if self.contrastive not in contrastive.LOSSES_FROM_SUMS:
       for name in ("mask_duplicates", "tiling"):
@@ -199,12 +207,22 @@ def _pairs(objective, outputs, batch, state, step):
       state["memory"], batch["pair_index"], w, objective.memory
     )
     state, confidence = state | {"memory": memory}, w
-  w = objective.floor + (1.0 - objective.floor) * w**objective.power
-  w = calibration.warmup_weight(
-    w, step, objective.warmup_steps, objective.ramp_steps
-  )
+  evidence = {}
+  if objective.trust == "evidence" and kind == "density_ratio":
+    w, evidence = density_ratio.earned_weights(
+      state["histograms"],
+      x,
+      noise_rate=objective.noise_rate,
+      largest_power=objective.power,
+    )
+    w = objective.floor + (1.0 - objective.floor) * w
+  else:
+    w = objective.floor + (1.0 - objective.floor) * w**objective.power
+    w = calibration.warmup_weight(
+      w, step, objective.warmup_steps, objective.ramp_steps
+    )
   edges = jnp.linspace(0.0, 1.0, 11)
-  metrics = {
+  metrics = evidence | {
     "noise_rate": estimate,
     "confidence_mean": confidence.mean(),
     "confidence_histogram": jnp.histogram(confidence, bins=edges)[0],

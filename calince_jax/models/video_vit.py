@@ -27,6 +27,10 @@ def _is_tubelet(value):
   )
 
 
+PIXELS = ("standardised", "scaled")
+SMALLEST_DEVIATION = 1.0  # grey levels; a clip of one colour is not amplified
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoViTSettings:
   """`config.model.video` where its name is `vit`; see `VideoViT`."""
@@ -39,6 +43,7 @@ class VideoViTSettings:
     Check(_is_tubelet, "two whole numbers, frames and pixels, at least 1"),
   ]
   pooling: Annotated[str, OneOf(transformer.POOLINGS)]
+  pixels: Annotated[str, OneOf(PIXELS)]
 
   def __post_init__(self):
     fields.check_instance(self)
@@ -59,6 +64,7 @@ class VideoViTSettings:
       temporal_depth=self.temporal_depth,
       tubelet=tuple(self.tubelet),
       pooling=self.pooling,
+      pixels=self.pixels,
       **shared,
     )
 
@@ -71,12 +77,16 @@ class VideoViT(nn.Module):
     temporal_depth: the number of temporal blocks.
     tubelet: frames and pixels of a tubelet, (t, p).
     pooling: `map` or `mean`.
+    pixels: `standardised`, each clip over its own pixels, so that what is the
+      same in all clips (a dark ground) does not outweigh what differs;
+      `scaled`, from [0, 255] to [-1, 1].
   """
 
   size: str
   temporal_depth: int = 2
   tubelet: tuple[int, int] = (2, 16)
   pooling: str = "map"
+  pixels: str = "standardised"
   dropout: float = 0.0
   dtype: Any = jnp.float32
   scan: bool = True
@@ -133,7 +143,7 @@ class VideoViT(nn.Module):
     return pooled, tokens
 
   def _tubelets(self, video):
-    """uint8 [B, T, H, W, 3] -> [B, T/t, HW/pp, t*p*p*3] in [-1, 1]."""
+    """uint8 [B, T, H, W, 3] -> [B, T/t, HW/pp, t*p*p*3]."""
     B, T, H, W, C = video.shape
     t, p = self.tubelet
     if T % t or H % p or W % p:
@@ -141,7 +151,23 @@ class VideoViT(nn.Module):
         f"a clip of {T} frames of {H} x {W} pixels cannot be cut into"
         f" tubelets of {t} frames of {p} x {p}"
       )
-    x = video.astype(self.dtype) / 127.5 - 1.0
+    if self.pixels == "scaled":
+      x = video.astype(self.dtype) / 127.5 - 1.0
+    else:
+      x = standardise(video).astype(self.dtype)
     x = x.reshape(B, T // t, t, H // p, p, W // p, p, C)
     x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, T', H', W', t, p, p, 3]
     return x.reshape(B, T // t, (H // p) * (W // p), t * p * p * C)
+
+
+def standardise(video: jax.Array) -> jax.Array:
+  """(x - mean) / deviation of each clip's own pixels, float32.
+
+  Args:
+    video: uint8 [B, T, H, W, 3].
+  """
+  x = video.astype(jnp.float32)
+  axes = tuple(range(1, x.ndim))
+  x = x - x.mean(axis=axes, keepdims=True)
+  deviation = jnp.sqrt((x**2).mean(axis=axes, keepdims=True))
+  return x / jnp.maximum(deviation, SMALLEST_DEVIATION)

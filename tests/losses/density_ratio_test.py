@@ -129,3 +129,98 @@ def test_no_gradient_flows():
     return density_ratio.matched_posterior(histograms, 0.3, x).sum()
 
   assert not np.any(jax.grad(total)(jnp.array([0.5, -1.0, 2.0])))
+
+
+# ------------------------------------------------------------ earned weights
+
+
+def observed(rng, eta, shift, n=2560):
+  """Histograms of n given pairs, a share eta like the negatives; and x."""
+  mismatched = np.arange(n) < eta * n
+  x = rng.normal(size=n) + np.where(mismatched, 0.0, shift)
+  histograms = density_ratio.update_histograms(
+    density_ratio.init_histograms(),
+    jnp.float32(x),
+    jnp.float32(rng.normal(size=4 * n)),
+    0.0,
+  )
+  return histograms, jnp.float32(x), mismatched
+
+
+def earned(histograms, x, **changes):
+  settings = {"noise_rate": None, "largest_power": 5.0} | changes
+  return density_ratio.earned_weights(histograms, x, **settings)
+
+
+def effective_share(w):
+  return float(w.sum() ** 2 / (w**2).sum() / len(w))
+
+
+def test_without_evidence_every_weight_is_exactly_one(rng):
+  x = jnp.float32(rng.normal(size=64))
+  w, metrics = earned(density_ratio.init_histograms(), x)
+  np.testing.assert_array_equal(w, 1.0)
+  assert metrics["trust"] == 0
+  # Scores that tell nothing, few or many, whatever they look like.
+  for seed in range(40):
+    for n in (16, 128, 2560):
+      noise = np.random.default_rng(seed)
+      histograms, x, _ = observed(noise, 0.4, 0.0, n)
+      w, _ = earned(histograms, x)
+      np.testing.assert_array_equal(w, 1.0, err_msg=f"seed {seed}, {n} pairs")
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.4, 0.6])
+def test_separated_scores_earn_the_posterior(rng, eta):
+  histograms, x, mismatched = observed(rng, eta, 8.0)
+  w, metrics = earned(histograms, x)
+  assert metrics["trust"] == 1
+  assert w[~mismatched].min() > 0.95
+  assert not eta or w[mismatched].mean() < 0.02
+  low, high = metrics["noise_rate_low"], metrics["noise_rate_high"]
+  assert low <= eta + 1e-3 <= high + 1e-3
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.4, 0.6])
+@pytest.mark.parametrize("shift", [0.3, 0.6, 1.0, 1.6, 2.5])
+def test_the_effective_share_has_a_floor(rng, eta, shift):
+  """By construction: not one to three pairs of a batch, as a fixed power."""
+  histograms, x, mismatched = observed(rng, eta, shift)
+  w, metrics = earned(histograms, x)
+  upper = max(float(metrics["noise_rate_high"]), eta)
+  assert effective_share(w) > 0.9 * (1 - upper)
+  # And what evidence there is is used the right way round.
+  if eta and metrics["trust"]:
+    assert w[~mismatched].mean() > w[mismatched].mean()
+
+
+def test_trust_grows_with_the_evidence(rng):
+  trust = [
+    float(earned(*observed(rng, 0.4, shift)[:2])[1]["trust"])
+    for shift in (0.0, 0.3, 0.6, 1.0, 2.0)
+  ]
+  assert trust == sorted(trust) and trust[0] == 0 and trust[-1] == 1
+  few, many = (
+    float(earned(*observed(rng, 0.4, 0.8, n)[:2])[1]["trust"])
+    for n in (64, 4096)
+  )
+  assert few < many
+
+
+def test_a_known_noise_rate_is_used(rng):
+  histograms, x, mismatched = observed(rng, 0.4, 3.0)
+  none, _ = earned(histograms, x, noise_rate=0.0)
+  np.testing.assert_allclose(none, 1.0, atol=1e-6)
+  known, _ = earned(histograms, x, noise_rate=0.4)
+  assert known[mismatched].mean() < 0.1
+
+
+def test_the_interval_covers_the_noise_rate():
+  covered = []
+  for seed in range(40):
+    eta = 0.2 + 0.1 * (seed % 4)
+    histograms, x, _ = observed(np.random.default_rng(seed), eta, 4.0, 1280)
+    _, metrics = earned(histograms, x)
+    low, high = metrics["noise_rate_low"], metrics["noise_rate_high"]
+    covered.append(low <= eta <= high)
+  assert np.mean(covered) >= 0.9
