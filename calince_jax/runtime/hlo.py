@@ -5,8 +5,9 @@
     program.memory_traffic      # bytes to and from memory, a device and step
 
 The text is that of one device (SPMD), so shapes are per device. What stands in
-the body of a loop counts as often as the loop is run (`known_trip_count`, which
-XLA writes for every `lax.scan`).
+the body of a loop counts as often as the loop is run: XLA writes the count of
+every `lax.scan` (`known_trip_count`), or a constant that its condition compares
+the counter with.
 """
 
 import collections
@@ -50,7 +51,9 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
+_VECTOR_MEMORY = "S(1)"  # in a layout
+_CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
@@ -109,8 +112,9 @@ class Program:
 
   Attributes:
     collectives: all of them.
-    memory_traffic: bytes; the operands and results of all instructions that are
-      not inside a fusion. An upper estimate: what stays in a cache counts.
+    memory_traffic: bytes; the operands and results in main memory of all
+      instructions that are not inside a fusion. An upper estimate: what stays
+      in a cache counts, but not what a TPU keeps in its vector memory.
   """
 
   collectives: tuple[Collective, ...]
@@ -191,7 +195,7 @@ def _traffic(lines: Sequence[str]) -> int:
     if not match:
       continue
     name, result, operation = match.groups()
-    sizes[name] = sum(map(_size, _arrays(result)))
+    sizes[name] = sum(map(_size, _arrays(result, in_main_memory=True)))
     if operation in _FREE or operation.endswith("-done"):
       continue
     operands = _OPERAND.findall(line[match.end() :].split(")", 1)[0])
@@ -240,10 +244,10 @@ def _multiplicities(
       match = _INSTRUCTION.match(line)
       if not match or match.group(3) not in ("while", "conditional", "call"):
         continue
-      trips = _TRIPS.search(line)
-      for role, callee in _CALLED.findall(line):
-        count = int(trips.group(1)) if trips and role == "body" else 1
-        calls[name].append((callee, count))
+      called = _CALLED.findall(line)
+      trips = _trips(line, called, computations)
+      for role, callee in called:
+        calls[name].append((callee, trips if role == "body" else 1))
       for branches in _BRANCHES.findall(line):
         calls[name] += [(b.strip(" %"), 1) for b in branches.split(",")]
   times: dict[str, int] = collections.Counter()
@@ -257,10 +261,30 @@ def _multiplicities(
   return times
 
 
-def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+def _trips(line, called, computations) -> int:
+  """How often the body of a loop is run; 1 where that is not written."""
+  match = _TRIPS.search(line)
+  if match:
+    return int(match.group(1))
+  for role, name in called:
+    if role == "condition" and name in computations:
+      lines = computations[name]
+      constants = dict(_CONSTANT.findall("\n".join(lines)))
+      (root,) = (one for one in lines if one.lstrip().startswith("ROOT"))
+      if "direction=LT" in root:
+        for operand in _OPERAND.findall(root.split("compare(", 1)[-1]):
+          if operand in constants:
+            return int(constants[operand])
+  return 1
+
+
+def _arrays(
+  text: str, in_main_memory: bool = False
+) -> list[tuple[str, tuple[int, ...]]]:
   return [
     (dtype, tuple(int(d) for d in dims.split(",") if d))
-    for dtype, dims in _ARRAY.findall(text)
+    for dtype, dims, layout in _ARRAY.findall(text)
+    if not in_main_memory or _VECTOR_MEMORY not in layout
   ]
 
 

@@ -91,3 +91,36 @@ def test_collectives_in_fusions_count_once():
     "all-gather": 64 * 16 * 2 * 7 // 8,
     "reduce-scatter": 4 * 16 * 4 * 7,
   }
+
+
+LOOP = """
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %begin = (s32[], f32[4]{0}) tuple(%zero, %x)
+  %loop = (s32[], f32[4]{0}) while(%begin), condition=%more, body=%turn
+  ROOT %y = f32[4]{0} get-tuple-element(%loop), index=1
+}
+%more (p: (s32[], f32[4])) -> pred[] {
+  %count = s32[]{:T(128)} constant(12)
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %count), direction=LT
+}
+%turn (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %y = f32[4]{0} get-tuple-element(%p), index=1
+  %sum = f32[4]{0:S(1)} all-reduce(%y), replica_groups=[1,2]<=[2], to_apply=%add
+  %z = f32[4]{0} negate(%sum)
+  ROOT %t = (s32[], f32[4]{0}) tuple(%i, %z)
+}
+"""
+
+
+def test_a_loop_counts_by_its_condition_and_vector_memory_is_no_traffic():
+  """As TPU programs are written: the all-reduce's result stays on the chip."""
+  made = hlo.read_program(LOOP)
+  assert [c.times for c in made.collectives] == [12]
+  # Reads y and writes z; and once the condition, of 4 + 4 + 1 bytes.
+  assert made.memory_traffic == 12 * (16 + 16) + 9
