@@ -71,9 +71,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.video.temporal_depth = 4  # blocks along time, after space
   config.model.video.tubelet = (2, 16)  # frames and pixels of a token
   config.model.video.pooling = "map"  # attention with a learned query; or mean
-  # standardised: each clip over its own pixels. scaled: [0, 255] to [-1, 1],
-  # with which learning may not start where most of every picture is alike.
-  config.model.video.pixels = "standardised"
+  # centred: about the mean of each clip's own pixels. scaled: [0, 255] to
+  # [-1, 1], with which learning may not start where most of every picture is
+  # alike.
+  config.model.video.pixels = "centred"
   # The text tower, likewise. transformer: bidirectional.
   config.model.text = ml_collections.ConfigDict()
   config.model.text.name = "transformer"

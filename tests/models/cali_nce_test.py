@@ -312,3 +312,16 @@ def test_the_sizes_of_the_field(name):
   params = jax.eval_shape(stack.init, jax.random.key(0), x)
   count = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
   assert abs(count - million) < 0.1 * million
+
+
+def test_a_centred_clip_does_not_depend_on_its_brightness(batch):
+  """What all pixels have in common is taken off; `scaled` keeps it."""
+  dark = batch | {"video": batch["video"] // 4}
+  light = batch | {"video": batch["video"] // 4 + 150}
+  for pixels, same in (("centred", True), ("scaled", False)):
+    video = dataclasses.replace(TINY_MODEL.video, pixels=pixels)
+    config = dataclasses.replace(TINY_MODEL, video=video)
+    params, out = run(config, dark)
+    _, other = run(config, light, params=params)
+    difference = np.abs(out["video"] - other["video"]).max()
+    assert (difference < 1e-4) == same
