@@ -48,6 +48,7 @@ SETTINGS = {
   "model.dtype": "float32",
   "model.predictive_depth": 1,
   "objective.memory": 0.5,
+  "objective.trust": "schedule",  # the memory of pairs goes with it
 }
 EVERY = 1.0  # seconds between two looks at the memory
 

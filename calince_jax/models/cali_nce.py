@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import DERIVED, MAY_CHANGE, ByName, Check, OneOf, Range
 from calince_jax.models import heads, transformer
-from calince_jax.models.partitioning import spread
+from calince_jax.models.activation_sharding import spread
 from calince_jax.models.text import TextTransformerSettings
 from calince_jax.models.video_vit import VideoViTSettings
 

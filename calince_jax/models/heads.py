@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from calince_jax.models import transformer
-from calince_jax.models.partitioning import spread
+from calince_jax.models.activation_sharding import spread
 from calince_jax.models.transformer import dense
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import OneOf
 from calince_jax.models import transformer
-from calince_jax.models.partitioning import gathered, spread
+from calince_jax.models.activation_sharding import gathered, spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from calince_jax.models import partitioning
-from calince_jax.models.partitioning import spread
+from calince_jax.models import activation_sharding
+from calince_jax.models.activation_sharding import spread
 
 # What the backward pass keeps: everything; the outputs of the products; or
 # the blocks' inputs alone.
@@ -63,7 +63,9 @@ class MLP(nn.Module):
 
 def dense(features: int, **settings: Any) -> nn.Dense:
   """`nn.Dense` of activations [B, ...] whose kernel is gathered."""
-  return nn.Dense(features, dot_general=partitioning.dot_general, **settings)
+  return nn.Dense(
+    features, dot_general=activation_sharding.dot_general, **settings
+  )
 
 
 def _attention(num_heads, dtype, name):
@@ -72,8 +74,8 @@ def _attention(num_heads, dtype, name):
     dtype=dtype,
     kernel_init=nn.initializers.xavier_uniform(),
     attention_fn=_attend,
-    qkv_dot_general=partitioning.dot_general,
-    out_dot_general=partitioning.dot_general,
+    qkv_dot_general=activation_sharding.dot_general,
+    out_dot_general=activation_sharding.dot_general,
     name=name,
   )
 

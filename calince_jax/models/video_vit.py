@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import Check, OneOf, Range
 from calince_jax.models import transformer
-from calince_jax.models.partitioning import spread
+from calince_jax.models.activation_sharding import spread
 
 
 def _is_tubelet(value):

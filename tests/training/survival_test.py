@@ -37,6 +37,7 @@ CHANGES = {
   "evaluate_splits": "test",
   "objective.predictive_weight": 0.0,
   "objective.memory": 0.5,
+  "objective.trust": "schedule",  # the memory of pairs goes with it
 }
 start = functools.partial(start_command, "train", devices=2, xla=QUICK)
 
