@@ -48,6 +48,8 @@ SLOW_FILES = (
   "training/run_test.py",
   "evaluate_test.py",
   "losses/tiled_nce_test.py",
+  "training/communication_test.py",
+  "plan_test.py",
   "export_test.py",
   "training/grad_cache_test.py",
   "training/step_test.py",
