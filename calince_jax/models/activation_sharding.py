@@ -7,11 +7,13 @@ parallelism: it then keeps activations of the whole global batch on every
 device. So all models say the same two things here:
 
     activations [B, ...] are sharded over the mesh axis `data`, and
-    a weight is gathered over `data`, in the dtype of the product, where it is
-    used; its gradient is reduced and scattered again.
+    a weight is gathered over all axes, in the dtype of the product, where it is
+    used; its gradient is reduced and scattered again. So an axis `model` cuts
+    the storage of the weights, not their products.
 
 The mesh is that of the context (`jax.sharding.use_abstract_mesh`, which the
-train step enters). Without one, as in inference on one device, nothing is said.
+train step enters). Without one, as in inference and in the evaluations during
+training, nothing is said.
 """
 
 from typing import Any
