@@ -17,13 +17,6 @@ from calince_jax.training import step as train_step
 from calince_jax.training.grad_cache import encode_in_chunks
 
 SGD = optax.sgd(0.1)
-# The tolerances are for the compiler's usual options, not for the quick ones
-# of the other tests.
-USUAL = {
-  "xla_backend_optimization_level": 3,
-  "xla_llvm_disable_expensive_passes": False,
-}
-jit = functools.partial(jax.jit, compiler_options=USUAL)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -78,12 +71,12 @@ def test_a_step_in_chunks_equals_a_step_of_the_whole(rng, model, objective):
   batch = batch_of(rng)
   state = initial_state(model)
   before = jax.tree.leaves(state.params)
-  expected = jit(make_step(model, objective, 1))(state, batch)
+  expected = jax.jit(make_step(model, objective, 1))(state, batch)
   assert any(
     np.any(a != b)
     for a, b in zip(before, jax.tree.leaves(expected[0].params), strict=True)
   )
-  chunked = jit(make_step(model, objective, 4))(state, batch)
+  chunked = jax.jit(make_step(model, objective, 4))(state, batch)
   assert_same_step(chunked, expected)
 
 
@@ -94,12 +87,12 @@ def test_eight_devices_in_chunks_equal_one_device(rng):
   )
   batch = batch_of(rng)
   state = initial_state(model)
-  expected = jit(make_step(model, objective, 1))(state, batch)
+  expected = jax.jit(make_step(model, objective, 1))(state, batch)
   mesh = sharding.make_mesh(jax.devices())
   chunked = make_step(model, objective, 2, mesh)
   layout = sharding.shardings(state, mesh, [(".*", "fsdp")], smallest=64)
   rows = sharding.batch_sharding(mesh)
-  found = jit(chunked, in_shardings=(layout, rows))(
+  found = jax.jit(chunked, in_shardings=(layout, rows))(
     jax.device_put(state, layout), jax.device_put(batch, rows)
   )
   assert_same_step(found, expected)
