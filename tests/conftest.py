@@ -1,12 +1,12 @@
 """Eight CPU devices for every test, one compile cache, a tiny data set."""
 
 import ctypes
+import functools
 import gc
 import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,16 +25,22 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 sys.path.insert(0, str(ROOT))
 
+import forked
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
 from calince_jax import config as config_lib
 from calince_jax.data.input.sampling import Sampling
 from calince_jax.data.tokenizer import Vocabulary
+from calince_jax.losses import calibration
 from calince_jax.losses.objective import Objective
+from calince_jax.models import cali_nce
 from calince_jax.models.cali_nce import ModelConfig
+from calince_jax.training import step as train_step
 
 assert jax.device_count() == 8, "the tests need 8 CPU devices"
 
@@ -243,18 +249,33 @@ def tiny_flags(
   ]
 
 
-def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:
-  """Starts `python -m calince_jax.MODULE FLAGS` from the repository."""
-  xla = f"{QUICK} --xla_force_host_platform_device_count={devices}"
-  settings = {"XLA_FLAGS": xla}
-  return subprocess.Popen(
-    [sys.executable, "-m", f"calince_jax.{module}", *flags],
-    cwd=ROOT,
-    env=os.environ | settings,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+def start(
+  module: str, *flags: str, devices: int = 8, log: Path | None = None
+) -> forked.Process:
+  """Starts `python -m calince_jax.MODULE FLAGS` from the repository.
+
+  What it says goes to `log`; where there is none, `wait` returns it.
+  """
+  return forked.start(
+    f"calince_jax.{module}", *flags, out=log, env=environment(devices)
   )
+
+
+def environment(devices: int) -> dict[str, str]:
+  """That of a process that sees `devices` simulated devices."""
+  xla = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": xla}
+
+
+@pytest.fixture(scope="module")
+def forked_survival():
+  """The functions of benchmarks/survival start their commands by `start`."""
+  from benchmarks.survival import kills, peers
+
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (kills, peers):
+      patch.setattr(module, "start", start)
+    yield
 
 
 # Before a command that is to be interrupted: what a shell starts in the
@@ -262,7 +283,7 @@ def start(module: str, *flags: str, devices: int = 8) -> subprocess.Popen:
 LISTENING = ("env", "--default-signal=INT")
 
 
-def wait(process: subprocess.Popen, seconds: float) -> tuple[str, str]:
+def wait(process: forked.Process, seconds: float) -> tuple[str, str]:
   """Its stdout and stderr; it is killed if it takes longer than `seconds`."""
   try:
     return process.communicate(timeout=seconds)
@@ -305,6 +326,52 @@ def make_tiny_model() -> ModelConfig:
 
 
 TINY_MODEL = make_tiny_model()
+
+
+def fresh_params(config: ModelConfig) -> Any:
+  """Parameters of a model, without the price of compiling its `init`.
+
+  They are of the size of fresh ones, and none is 0: gradients flow from the
+  heads, and every bias matters.
+  """
+  rng = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    name, noise = path[-1].key, rng.normal(size=leaf.shape)
+    if name in ("kernel", "embedding", "query"):
+      value = noise / np.sqrt(max(1, leaf.shape[-2]))
+    elif name == "log_logit_scale":
+      value = np.log(config.logit_scale)
+    else:
+      value = (name == "scale") + 0.02 * noise
+    return jnp.asarray(value, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(fill, _param_shapes(config))
+
+
+@functools.cache
+def _param_shapes(config):
+  model = config.build()
+  return jax.eval_shape(lambda: cali_nce.init_params(model, 0))
+
+
+def fresh_state(
+  config: ModelConfig, optimizer: optax.GradientTransformation
+) -> train_step.TrainState:
+  """A training state of `fresh_params`, for 16 pairs."""
+  params = fresh_params(config)
+  zero = jnp.zeros((), jnp.int32)
+  return train_step.TrainState(
+    step=zero,
+    params=params,
+    opt_state=optimizer.init(params),
+    ema_params=params,
+    calibration=calibration.init_state(16),
+    random_key=jax.random.key_data(jax.random.key(0)),
+    bad_steps=zero,
+    skipped_steps=zero,
+  )
+
 
 # Co-training with one negative; tests replace what they are about.
 PLAIN_OBJECTIVE = Objective(

@@ -8,10 +8,10 @@ import resource
 import shutil
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from conftest import tiny_config, tiny_flags
-from forked import Forked
 
 from benchmarks.hostile import inputs, manifests, settings, videos
 from benchmarks.hostile.films import film
@@ -342,16 +342,16 @@ def test_killed_at_every_other_step_it_ends_with_the_same_bytes(
   def killed(out, count):
     arguments = [f"--manifest={films / 'clips.csv'}", f"--out={tmp_path / out}"]
     arguments += ["--clips_per_shard=4", "--num_workers=1"]
-    done = forked.run(arguments, KILLED.format(count=count))
+    before = KILLED.format(count=count)
+    done = forked.run("calince_jax.prepare", *arguments, before=before)
     assert done.returncode in (0, -9), done.stderr
     return done.returncode != 0
 
-  with Forked("calince_jax.prepare") as forked:
-    assert not killed("whole", -1)
-    runs = 1
-    while killed("set", 3):  # each run gets two steps further
-      runs += 1
-      assert runs < 12
+  assert not killed("whole", -1)
+  runs = 1
+  while killed("set", 3):  # each run gets two steps further
+    runs += 1
+    assert runs < 12
   assert runs > 3
   whole, resumed = (
     {p.name: p.read_bytes() for p in (tmp_path / out).iterdir()}

@@ -1,6 +1,7 @@
 """prepare: from a manifest to a data set, whatever happens in between."""
 
 import csv
+import functools
 import io
 import json
 import pathlib
@@ -10,10 +11,10 @@ import sys
 import time
 
 import av
+import forked
 import numpy as np
 import pytest
 from conftest import LISTENING
-from forked import Forked
 from PIL import Image
 
 from calince_jax.data.records.plan import claim
@@ -70,8 +71,7 @@ def command(*arguments):
 @pytest.fixture(scope="module")
 def run():
   """Runs prepare with these arguments, as a process."""
-  with Forked("calince_jax.prepare") as forked:
-    yield lambda *arguments: forked.run(arguments)
+  return functools.partial(forked.run, "calince_jax.prepare")
 
 
 def contents(folder):

@@ -8,15 +8,15 @@ import ast
 import functools
 import importlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
-from conftest import QUICK, ROOT, TINY_CONFIG
+from conftest import ROOT, TINY_CONFIG, environment
 
 from benchmarks import results
 from benchmarks.noise_study.collect import read_cost
@@ -84,15 +84,11 @@ def folder(tmp_path_factory):
 
 def command(folder, module, *words, devices=1):
   """Runs `python -m benchmarks.MODULE WORDS` in `folder`; it must end well."""
-  xla = f"{QUICK} --xla_force_host_platform_device_count={devices}"
-  done = subprocess.run(
-    [sys.executable, "-m", f"benchmarks.{module}", *words],
+  done = forked.run(
+    f"benchmarks.{module}",
+    *words,
     cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+    env=environment(devices) | {"PYTHONPATH": str(ROOT)},
   )
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout

@@ -3,13 +3,12 @@
 commands_test.py runs a tiny study from nothing.
 """
 
-import os
 import subprocess
-import sys
 
+import forked
 import noise_study_fakes as fakes
 import pytest
-from conftest import QUICK, ROOT
+from conftest import environment
 
 from benchmarks.noise_study.__main__ import choose
 from calince_jax.errors import UserError
@@ -41,15 +40,7 @@ def test_order_is_the_main_rate_first_then_whole_seeds(study, tmp_path):
 
 
 def command(*words: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", "benchmarks.noise_study", *words],
-    cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": QUICK},  # one device
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  return forked.run("benchmarks.noise_study", *words, env=environment(1))
 
 
 def test_command_skips_the_finished_and_starts_the_missing(study, tmp_path):

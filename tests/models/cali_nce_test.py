@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, fresh_params
 
 from calince_jax.models import transformer
+from calince_jax.models.cali_nce import init_params
 
 K = 3
 
@@ -27,33 +28,28 @@ def batch(rng):
   }
 
 
-STREAMS = dict.fromkeys(
-  ("params", "negatives", "masking", "dropout"), jax.random.key(0)
-)
+STREAMS = dict.fromkeys(("negatives", "masking", "dropout"), jax.random.key(0))
 
 
 @functools.cache
-def programs(config):
-  """Jitted `init` and `apply` of a model, compiled once for all tests."""
+def program(config):
+  """Jitted `apply` of a model, compiled once for all tests."""
   model = config.build()
-  return (
-    jax.jit(lambda batch: model.init(STREAMS, batch, num_negatives=K)),
-    jax.jit(
-      lambda params, batch: model.apply(
-        params, batch, num_negatives=K, rngs=STREAMS
-      )
-    ),
+  return jax.jit(
+    lambda params, batch: model.apply(
+      {"params": params}, batch, num_negatives=K, rngs=STREAMS
+    )
   )
 
 
 def run(config, batch, *, params=None):
-  init, apply = programs(config)
-  params = init(batch) if params is None else params
-  return params, apply(params, batch)
+  params = fresh_params(config) if params is None else params
+  return params, program(config)(params, batch)
 
 
 def test_outputs(batch):
-  params, out = run(TINY_MODEL, batch)
+  init = jax.jit(lambda: init_params(TINY_MODEL.build(), 0))
+  params, out = run(TINY_MODEL, batch, params=init())
   assert out["video"].shape == out["text"].shape == (5, 16)
   assert out["correspondence"].shape == (5, 1 + K)
   assert out["prediction"]["logits"].shape == (5, 8, 40)
@@ -156,10 +152,12 @@ def test_each_head_learns_from_half_of_the_pairs(batch):
 
     def total(params):
       streams = dict.fromkeys(("negatives", "masking"), jax.random.key(0))
-      out = model.apply(params, batch, num_negatives=K, rngs=streams)
+      out = model.apply(
+        {"params": params}, batch, num_negatives=K, rngs=streams
+      )
       return (out[name][:, 0] * chosen).sum()
 
-    grads = jax.grad(total)(params)["params"]
+    grads = jax.grad(total)(params)
     return [
       optax.global_norm(grads[f"correspondence_heads_{h}"]) for h in (0, 1)
     ]
@@ -174,7 +172,7 @@ def test_each_head_learns_from_half_of_the_pairs(batch):
 def test_one_head_learns_from_all_pairs_and_scores_them(batch):
   config = dataclasses.replace(TINY_MODEL, cross_fit=False)
   params, out = run(config, batch)
-  assert "correspondence_heads_1" not in params["params"]
+  assert "correspondence_heads_1" not in params
   np.testing.assert_array_equal(out["correspondence"], out["held_out"])
 
 
@@ -195,11 +193,7 @@ def test_more_negatives_than_there_are(batch):
 def test_heads_depend_on_both_sides(batch, head):
   config = dataclasses.replace(TINY_MODEL, head=head)
   model = config.build()
-  params = programs(config)[0](batch)
-  noise = np.random.default_rng(1)  # the head starts at zero
-  params = jax.tree.map(
-    lambda x: x + 0.1 * noise.normal(size=x.shape).astype(np.float32), params
-  )
+  params = fresh_params(config)
 
   @jax.jit
   def logits(batch):
@@ -209,7 +203,7 @@ def test_heads_depend_on_both_sides(batch, head):
         model.encode_text(batch["text_ids"], batch["text_mask"]),
       )
 
-    return model.apply(params, method=both)
+    return model.apply({"params": params}, method=both)
 
   plain = logits(batch)
   assert plain.shape == (5,)
@@ -225,7 +219,8 @@ def loss_and_grad(config):
   model = config.build()
 
   def loss(params, video):
-    out = model.apply(params, video, method=model.encode_video)["embedding"]
+    variables = {"params": params}
+    out = model.apply(variables, video, method="encode_video")["embedding"]
     return (out * jnp.arange(16)).sum()
 
   return jax.jit(jax.value_and_grad(loss))
@@ -235,7 +230,7 @@ def loss_and_grad(config):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_number(batch, scan, remat):
   config = dataclasses.replace(TINY_MODEL, scan=scan)
-  params = programs(config)[0](batch)
+  params = fresh_params(config)
   plain = loss_and_grad(config)(params, batch["video"])
   changed = dataclasses.replace(config, remat=remat)
   again = loss_and_grad(changed)(params, batch["video"])
@@ -281,7 +276,7 @@ def test_dropout_needs_to_be_asked_for(batch):
   key = jax.random.key(1)
   noisy = jax.jit(
     lambda params: model.apply(
-      params,
+      {"params": params},
       batch["video"],
       deterministic=False,
       rngs={"dropout": key},
@@ -293,7 +288,7 @@ def test_dropout_needs_to_be_asked_for(batch):
 
 def test_the_temperature_is_clamped(batch):
   params, _ = run(TINY_MODEL, batch)
-  params = {"params": params["params"] | {"log_logit_scale": jnp.float32(9.0)}}
+  params = params | {"log_logit_scale": jnp.float32(9.0)}
   _, out = run(TINY_MODEL, batch, params=params)
   np.testing.assert_allclose(out["logit_scale"], 100, rtol=1e-4)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import PLAIN_OBJECTIVE, TINY_MODEL
+from conftest import PLAIN_OBJECTIVE, TINY_MODEL, fresh_state
 from step_test import batch_of
 
 from calince_jax.losses.calibrated_nce import calibrated_nce
@@ -17,14 +17,6 @@ from calince_jax.training import step as train_step
 from calince_jax.training.grad_cache import encode_in_chunks
 
 SGD = optax.sgd(0.1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def initial_state(model):
-  state = train_step.init_state(model.build(), SGD, 16, 0)
-  # The heads are 0 at first, so no gradient would flow through them.
-  params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(x), state.params)
-  return state.replace(params=params)
 
 
 def make_step(model, objective, num_chunks, mesh=None):
@@ -69,7 +61,7 @@ def test_a_step_in_chunks_equals_a_step_of_the_whole(rng, model, objective):
   model = dataclasses.replace(TINY_MODEL, **model)
   objective = dataclasses.replace(PLAIN_OBJECTIVE, num_negatives=2, **objective)
   batch = batch_of(rng)
-  state = initial_state(model)
+  state = fresh_state(model, SGD)
   before = jax.tree.leaves(state.params)
   expected = jax.jit(make_step(model, objective, 1))(state, batch)
   assert any(
@@ -86,7 +78,7 @@ def test_eight_devices_in_chunks_equal_one_device(rng):
     TINY_MODEL, predictive_task="latent", head="bilinear"
   )
   batch = batch_of(rng)
-  state = initial_state(model)
+  state = fresh_state(model, SGD)
   expected = jax.jit(make_step(model, objective, 1))(state, batch)
   mesh = sharding.make_mesh(jax.devices())
   chunked = make_step(model, objective, 2, mesh)

@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, tiny_config, tiny_flags, train_tiny
+from conftest import tiny_config, tiny_flags, train_tiny
 
 from benchmarks.survival.peers import kill_one_of_two, peer_log, start_two
 from benchmarks.survival.processes import (
@@ -54,7 +54,7 @@ def eight_devices(tiny_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_dataset, tmp_path_factory):
+def two_processes(forked_survival, tiny_dataset, tmp_path_factory):
   """The folder of the same run in two processes, and what happened to it.
 
   They are stopped by SIGTERM to one of them; started again, one is killed; and
@@ -62,7 +62,7 @@ def two_processes(tiny_dataset, tmp_path_factory):
   """
   workdir = tmp_path_factory.mktemp("multihost") / "run"
   flags = [*tiny_flags(tiny_dataset, CHANGES | IN_TILES), "--peer_timeout=5"]
-  more = {"devices": 2, "xla": QUICK}
+  more = {"devices": 2}
   pair = start_two(flags, workdir, **more)
   assert until(lambda: last_step(workdir) >= 2, pair[0])
   pair[1].send_signal(signal.SIGTERM)

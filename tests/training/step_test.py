@@ -82,9 +82,7 @@ def test_overfits_one_batch(rng, start):
   batch = batch_of(rng, 8)
   objective = replace(OBJECTIVE, noise_rate=0.0)
   step = jax.jit(make_step(tx, objective))
-  state = jax.jit(
-    lambda: train_step.init_state(TINY_MODEL.build(), tx, 16, 0)
-  )()
+  state = start.replace(opt_state=jax.jit(tx.init)(start.params))
   first = None
   for _ in range(60):
     state, metrics = step(state, batch)

@@ -3,14 +3,13 @@
 benchmarks/survival does the same 50 times and for longer.
 """
 
-import functools
 import resource
 import shutil
 import signal
 import time
 
 import pytest
-from conftest import QUICK, tiny_flags
+from conftest import start, tiny_flags
 
 from benchmarks.survival.kills import Kill, differences, train_with_kills
 from benchmarks.survival.peers import free_port
@@ -21,7 +20,6 @@ from benchmarks.survival.processes import (
   rows,
   until,
 )
-from benchmarks.survival.processes import start as start_command
 from calince_jax.runtime import checkpoint
 
 pytestmark = pytest.mark.timeout(1200)  # for the first test, which trains
@@ -39,7 +37,13 @@ CHANGES = {
   "objective.memory": 0.5,
   "objective.trust": "schedule",  # the memory of pairs goes with it
 }
-start = functools.partial(start_command, "train", devices=2, xla=QUICK)
+DEVICES = 2
+
+
+def train(flags, workdir, log, *more):
+  """Starts the training command."""
+  where = f"--workdir={workdir}"
+  return start("train", *flags, where, *more, devices=DEVICES, log=log)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +57,12 @@ def alone(flags, tmp_path_factory):
   """The run to which nothing happens."""
   workdir = tmp_path_factory.mktemp("survival") / "alone"
   log = workdir.with_suffix(".log")
-  finish(start(*flags, f"--workdir={workdir}", log=log), log)
+  finish(train(flags, workdir, log), log)
   return workdir
 
 
 @pytest.fixture(scope="module")
-def survivor(flags, tmp_path_factory):
+def survivor(flags, forked_survival, tmp_path_factory):
   """The run to which everything happens, one after the other, till its end."""
   workdir = tmp_path_factory.mktemp("survivor") / "run"
   full_disk = run_on_a_full_disk(flags, workdir)
@@ -67,7 +71,7 @@ def survivor(flags, tmp_path_factory):
     Kill("step", TERM, steps=2, pause=0.0),
     Kill("save", KILL, steps=1, pause=0.0),
   ]
-  done = train_with_kills(flags, workdir, kills, devices=2, xla=QUICK)
+  done = train_with_kills(flags, workdir, kills, devices=DEVICES)
   return {
     "workdir": workdir,
     "full_disk": full_disk,
@@ -80,7 +84,7 @@ def survivor(flags, tmp_path_factory):
 def run_on_a_full_disk(flags, workdir):
   """The exit status, what was printed, and the checkpoints that are left."""
   log, folder = workdir.with_suffix(".full.log"), workdir / "checkpoints"
-  process = start(*flags, f"--workdir={workdir}", log=log)
+  process = train(flags, workdir, log)
   assert until((folder / "3").exists, process)
   # No file may grow beyond this: those of the checkpoints would.
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -94,7 +98,7 @@ def run_without_its_folder(flags, workdir):
   """Takes the folder away for a while; the exit status and what was printed."""
   log, elsewhere = workdir.with_suffix(".lost.log"), workdir.with_name("moved")
   before = last_step(workdir)
-  process = start(*flags, f"--workdir={workdir}", log=log)
+  process = train(flags, workdir, log)
   assert until(lambda: last_step(workdir) > before, process)
   workdir.rename(elsewhere)
   # The run writes meanwhile, and may make a new folder.
@@ -147,14 +151,14 @@ def test_a_folder_that_is_taken_away_is_reported(survivor):
 
 def test_one_process_of_two_does_not_wait_for_ever(flags, tmp_path):
   log = tmp_path / "log"
-  process = start(
-    *flags,
-    f"--workdir={tmp_path / 'run'}",
+  process = train(
+    flags,
+    tmp_path / "run",
+    log,
     f"--coordinator_address=localhost:{free_port()}",
     "--num_processes=2",
     "--process_id=1",
     "--start_timeout=2",
-    log=log,
   )
   assert process.wait(SECONDS) == 2
   assert "waiting for 2 processes" in log.read_text()
