@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # A few steps are run of each program: the compiler need not try hard.
 QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_llvm_disable_expensive_passes=true"
+# MLIR for each fused loop doubles the time of the compiler. Later versions of
+# jaxlib do not know the option, and ignore it.
 QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
@@ -126,6 +129,28 @@ def memory_of_a_test():
     pages = int(statm.read_text().split()[1])
     if pages * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
       free_memory()
+
+
+PEAKS = []  # megabytes, of each worker that has ended
+
+
+def pytest_sessionfinish(session):
+  """A worker tells how large it was."""
+  if hasattr(session.config, "workeroutput"):
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes, kilobytes
+    session.config.workeroutput["peak"] = round(largest / unit)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  if getattr(node, "workeroutput", None):  # None: it was killed
+    PEAKS.append(node.workeroutput["peak"])
+
+
+def pytest_terminal_summary(terminalreporter):
+  if PEAKS:
+    terminalreporter.write_line(f"peak memory of the workers: {PEAKS} MB")
 
 
 @pytest.fixture(scope="session")
