@@ -364,7 +364,7 @@ def fresh_params(config: ModelConfig) -> Any:
   def fill(path, leaf):
     name, noise = path[-1].key, rng.normal(size=leaf.shape)
     if name in ("kernel", "embedding", "query"):
-      value = noise / np.sqrt(max(1, leaf.shape[-2]))
+      value = noise / np.sqrt(max(leaf.shape))
     elif name == "log_logit_scale":
       value = np.log(config.logit_scale)
     else:

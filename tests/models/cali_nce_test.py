@@ -47,9 +47,14 @@ def run(config, batch, *, params=None):
   return params, program(config)(params, batch)
 
 
+@functools.cache
+def initial(config):
+  """The parameters that training starts from."""
+  return jax.jit(lambda: init_params(config.build(), 0))()
+
+
 def test_outputs(batch):
-  init = jax.jit(lambda: init_params(TINY_MODEL.build(), 0))
-  params, out = run(TINY_MODEL, batch, params=init())
+  params, out = run(TINY_MODEL, batch, params=initial(TINY_MODEL))
   assert out["video"].shape == out["text"].shape == (5, 16)
   assert out["correspondence"].shape == (5, 1 + K)
   assert out["prediction"]["logits"].shape == (5, 8, 40)
@@ -130,7 +135,7 @@ def test_the_order_of_time_matters(batch):
 
 def test_negatives_are_other_texts(batch):
   config = dataclasses.replace(TINY_MODEL, head="cosine")
-  _, out = run(config, batch)
+  _, out = run(config, batch, params=initial(config))
   cosine = out["video"] @ out["text"].T
   logits = out["correspondence"] / 10.0
   np.testing.assert_allclose(logits[:, 0], jnp.diagonal(cosine), atol=1e-5)
@@ -177,7 +182,8 @@ def test_one_head_learns_from_all_pairs_and_scores_them(batch):
 
 
 def test_the_cosines_are_of_the_pairs_that_the_head_sees(batch):
-  _, out = run(dataclasses.replace(TINY_MODEL, head="cosine"), batch)
+  config = dataclasses.replace(TINY_MODEL, head="cosine")
+  _, out = run(config, batch, params=initial(config))
   np.testing.assert_allclose(
     out["cosine"], out["correspondence"] / 10.0, atol=1e-5
   )
