@@ -110,7 +110,7 @@ def plan_step(
   shared = {
     "batch_size": config["batch_size"],
     "devices": mesh.size,
-    "slices": mesh.shape["slice"] if "slice" in mesh.axis_names else 1,
+    "slices": sharding.num_slices(mesh),
     "parameters": sum(
       x.size for x in jax.tree.leaves(training.abstract.params)
     ),

@@ -43,7 +43,8 @@ def init_state(
   Args:
     model: see models/cali_nce.py.
     optimizer: from optimizer.py.
-    num_pairs: every `pair_index` is below it.
+    num_pairs: of those whose confidences are averaged over epochs, see
+      calibration.update_memory; 0: none.
     seed: of the parameters and of all randomness in training. An argument of
       the compiled function, so that another seed is not another program.
   """
@@ -208,8 +209,7 @@ def shard_train_step(step: Callable, layout: Any, mesh: Mesh) -> Callable:
   def step_of_all(state, batch):
     rest = dict(batch)
     preempted = rest.pop("preempted").any()
-    # The models pin their activations to the axes of this mesh.
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with sharding.context_of(mesh):
       state, metrics = step(state, rest)
     return state, metrics | {"preempted": preempted}
 
