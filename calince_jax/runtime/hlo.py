@@ -56,7 +56,7 @@ _VECTOR_MEMORY = "S(1)"  # in a layout
 _CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{('[^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _WHERE = re.compile(r'op_name="([^"]*)"')

@@ -4,7 +4,8 @@ One mesh with the axes `slice`, `data` and `model`. The batch is sharded over
 `slice` and `data`. Parameters are sharded over `data` (FSDP), and over `model`
 where a rule says so; each slice holds all of them, so that the fast network
 inside a slice carries the weights, and the slow one between slices carries only
-their gradients. A run on one slice has no axis `slice`.
+their gradients. A slice here is a TPU slice or, on larger ones, a part of one.
+A run on one slice has no axis `slice`.
 
 A rule is (regular expression over the path of a parameter, how to shard it);
 the first rule that matches decides, and a path that no rule matches is an
@@ -39,6 +40,11 @@ SPLIT_AXES = (
   (r"mlp/out/kernel", -2),
 )
 PAIRS_MULTIPLE = 3 * 2**11
+# Parameters are sharded over at most so many devices, and over no fewer than
+# the lower number where a group is divided. TPUs hold a matrix in tiles of 8 to
+# 16 rows: finer shards (3 rows each of a width of 768 on 256 devices) are not
+# gathered and scattered, but summed whole on every device.
+GROUP_SIZES = (8, 16)
 BATCH_AXES = ("slice", "data")  # those of them that a mesh has
 
 
@@ -53,15 +59,15 @@ def make_mesh(
     model_parallel: length of the `model` axis.
     slices: into how many groups of devices the mesh is divided, each with all
       parameters; a multiple of the groups that the network divides them into
-      (TPU slices). 0: those groups.
+      (TPU slices). 0: of each of those as many as make groups of GROUP_SIZES.
 
   Raises:
     UserError: the numbers do not divide the devices, or JAX cannot arrange
       them so.
   """
   n = len(devices)
-  networks = _num_networks(devices)
-  slices = slices or networks
+  networks = num_networks(devices)
+  slices = slices or networks * _groups(n // networks, model_parallel)
   if model_parallel < 1 or n % (slices * model_parallel) or slices % networks:
     raise UserError(
       f"model_parallel={model_parallel} and slices={slices} do not divide the"
@@ -91,7 +97,15 @@ def make_mesh(
   return Mesh(places, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def _num_networks(devices):
+def _groups(devices, model_parallel):
+  """Into how many groups the devices of one network are divided."""
+  ways = devices // max(model_parallel, 1)
+  least, most = GROUP_SIZES
+  fits = [d for d in range(least, most + 1) if ways % d == 0]
+  return ways // max(fits) if ways > most and fits else 1
+
+
+def num_networks(devices: Sequence[jax.Device]) -> int:
   """Groups of devices with a fast network inside: TPU slices."""
   return len({getattr(device, "slice_index", 0) for device in devices})
 

@@ -144,7 +144,7 @@ def plan_step(
       sum(
         c.sent_bytes
         for c in program.collectives
-        if shared["slices"] > 1
+        if sharding.num_networks(devices) > 1
         and (c.group == shared["slices"] or c.group > inside)
       )
     ),
