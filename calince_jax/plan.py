@@ -6,6 +6,7 @@
 Prints whether it fits, the memory by kind, what is communicated, and the time
 of a step by each limit of the chips. Nothing is run: times are lower bounds.
 Topologies of TPUs need libtpu (pip install "jax[tpu]"); cpu:N needs nothing.
+gpu:8xH100 is an estimate, and says so: it reads the program for cpu:8.
 """
 
 import dataclasses
@@ -131,6 +132,12 @@ def describe(made: Plan, topology: str) -> list[str]:
     f"memory traffic: {made.memory_traffic / 1e9:.1f} GB a step and device,"
     f" {per_clip / 1e9:.2f} GB a clip (upper estimate)"
   )
+  if topologies.is_estimate(topology):
+    lines.append(
+      "an estimate: memory, traffic and collectives are those of the program"
+      " for as many simulated CPU devices, which holds in float32 what a GPU"
+      " holds in bfloat16, and fuses less"
+    )
   if chip:
     times = ahead_of_time.seconds(made, chip)
     slowest = max(times, key=times.get)

@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
   # factorised space-time transformer.
   config.model.video = ml_collections.ConfigDict()
   config.model.video.name = "vit"
-  config.model.video.size = "S"  # mu, nano, Ti, S, B, L
+  config.model.video.size = "S"  # mu, nano, Ti, S, B, L, H, g
   config.model.video.temporal_depth = 4  # blocks along time, after space
   config.model.video.tubelet = (2, 16)  # frames and pixels of a token
   config.model.video.pooling = "map"  # attention with a learned query; or mean
@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   # The text tower, likewise. transformer: bidirectional.
   config.model.text = ml_collections.ConfigDict()
   config.model.text.name = "transformer"
-  config.model.text.size = "S"  # mu, nano, Ti, S, B, L
+  config.model.text.size = "S"  # mu, nano, Ti, S, B, L, H, g
   config.model.text.pooling = "map"  # or mean
   config.model.embedding_dim = 256
   config.model.dropout = 0.0
@@ -164,8 +164,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.sharding = ml_collections.ConfigDict()
   config.sharding.model_parallel = 1  # devices that share one model's width
-  # Groups of devices that each hold all parameters. 0: one for each TPU slice.
-  # More, where no axis of a matrix is divided by the devices of one group.
+  # Groups of devices that each hold all parameters. 0: of at most 16 devices,
+  # see runtime/sharding.py. More, where no axis of a matrix is divided by the
+  # devices of one group; fewer, where the parameters do not fit.
   config.sharding.slices = 0
   # (regular expression over the parameter's path, replicate | fsdp | model);
   # the first match counts.

@@ -27,7 +27,9 @@ def test_the_command_plans_for_simulated_devices(tmp_path):
   assert "sent by each device in a step: " in out
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "v5e", "cpu:0", "h100:8", "v5e:a"])
+@pytest.mark.parametrize(
+  "name", ["v9:2x2", "v5e", "cpu:0", "H100:8", "gpu:16xH100", "v5e:a"]
+)
 def test_an_unknown_topology_is_named(name):
   with pytest.raises(UserError, match=f"--topology={name}.*v5e:16x16"):
     topologies.devices(name)
@@ -65,3 +67,10 @@ def test_the_roofline_is_the_slowest_limit():
   (line,) = (x for x in plan.describe(MADE, "v5e:16x16") if "at least" in x)
   assert "396.6 ms by products, 122.1 ms by memory, 10.0 ms by network" in line
   assert "MFU at most 50%" in line
+
+
+def test_a_plan_for_gpus_says_that_it_is_an_estimate():
+  text = "\n".join(plan.describe(MADE, "gpu:8xH100"))
+  assert "an estimate: " in text and "of 75 on each device" in text
+  assert "an estimate: " not in "\n".join(plan.describe(MADE, "v5e:16x16"))
+  assert len(topologies.devices("gpu:8xH100")) == 8

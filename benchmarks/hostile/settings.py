@@ -196,14 +196,7 @@ def open_training(arguments: Sequence[str]) -> None:
     cli.parse(argv, values)
   config = values.config.to_dict()
   config_lib.check(config)
-  mesh = setup.open_mesh(config, jax.devices())
-  data = setup.open_data(config)
-  training = setup.compile_training(
-    config,
-    mesh,
-    vocabulary=data["tokenizer"].vocabulary,
-    num_pairs=data["num_pairs"],
-  )
+  mesh, data, training = setup.open_training(config, jax.devices())
   batch = next(setup.train_batches(config, data, mesh, 0))
   batch["preempted"] = np.zeros(config["batch_size"], bool)
   jax.eval_shape(training.step, training.abstract, batch)

@@ -76,14 +76,7 @@ def main() -> None:
 
 def make_turn(config: Mapping[str, Any], num_steps: int) -> Callable[[], float]:
   """A function that does `num_steps` steps and returns the seconds."""
-  mesh = setup.open_mesh(config, jax.devices())
-  data = setup.open_data(config)
-  training = setup.compile_training(
-    config,
-    mesh,
-    vocabulary=data["tokenizer"].vocabulary,
-    num_pairs=data["num_pairs"],
-  )
+  mesh, data, training = setup.open_training(config, jax.devices())
   state, step = training.start(config["seed"]), training.step
   batch = dummy_batch(training.model.config, config["batch_size"])
   video, text = jax.random.split(jax.random.key(0))

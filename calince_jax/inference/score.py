@@ -85,7 +85,7 @@ def add_confidence(
     The estimate of the noise rate.
   """
   state, x = calibration.update_statistics(
-    calibration.init_state(0), outputs, scorer=scorer, decay=0.0
+    calibration.init_state(), outputs, scorer=scorer, decay=0.0
   )
   frozen = calibration.inference_calibration(
     state, scorer=scorer, noise_rate=None

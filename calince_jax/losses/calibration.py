@@ -93,28 +93,31 @@ def warmup_weight(
   return (1.0 - blend) + blend * weight
 
 
-def init_state(num_pairs: int) -> dict[str, Any]:
+def init_state(num_pairs: int = 0) -> dict[str, Any]:
   """The statistics before the first batch: all zeros.
 
   Args:
-    num_pairs: every `pair_index` is below it.
+    num_pairs: of those whose confidences are averaged, see `update_memory`:
+      every `pair_index` is below it. 0: of none.
 
   Returns:
     `moments` of the raw scores, `histograms` of the alignment scores, and
-    `memory`, see `update_memory`. The names of the leaves are those of
-    checkpoints.
+    `memory` where there are pairs to remember. The names of the leaves are
+    those of checkpoints.
   """
-  return {
+  state = {
     "moments": {
       name: moments.init_moments()
       for name in ("head", "cosine", "given_cosine")
     },
     "histograms": density_ratio.init_histograms(),
-    "memory": {
+  }
+  if num_pairs:
+    state["memory"] = {
       "confidence": jnp.zeros((num_pairs,), jnp.float32),
       "visits": jnp.zeros((num_pairs,), jnp.float32),
-    },
-  }
+    }
+  return state
 
 
 def update_statistics(

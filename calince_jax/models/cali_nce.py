@@ -157,6 +157,9 @@ class CaliNCE(nn.Module):
   ) -> dict[str, jax.Array]:
     """int32, bool [B, L] -> `embedding` [B, D], `feature`, `tokens`, `mask`."""
     feature, tokens = self.text_encoder(ids, mask, deterministic=deterministic)
+    return self._encoded_text(feature, tokens, mask)
+
+  def _encoded_text(self, feature, tokens, mask):
     return {
       "embedding": spread(_unit(self.text_projection(feature))),
       "feature": feature,
@@ -255,12 +258,21 @@ class CaliNCE(nn.Module):
       losses/predictive.py.
     """
     video = self.encode_video(batch["video"], deterministic=deterministic)
-    text = self.encode_text(
-      batch["text_ids"], batch["text_mask"], deterministic=deterministic
-    )
+    ids, mask = batch["text_ids"], batch["text_mask"]
+    hidden = None
+    if with_prediction and self.config.predictive_task == "masked_text":
+      feature, tokens, hidden = self.text_encoder.with_hidden(
+        ids,
+        jnp.where(batch["masked"], self.config.mask_id, ids),
+        mask,
+        deterministic=deterministic,
+      )
+      text = self._encoded_text(feature, tokens, mask)
+    else:
+      text = self.encode_text(ids, mask, deterministic=deterministic)
     encoded = {"video": self._related(video), "text": self._related(text)}
     if with_prediction:
-      encoded["prediction"] = self._predict(batch, video, deterministic)
+      encoded["prediction"] = self._predict(batch, video, hidden, deterministic)
     return encoded
 
   def _related(self, encoded):
@@ -341,19 +353,14 @@ class CaliNCE(nn.Module):
         outputs[name] = jnp.stack([first, *negatives], axis=1)
     return outputs
 
-  def _predict(self, batch, video, deterministic):
+  def _predict(self, batch, video, hidden, deterministic):
+    """`hidden`: the text tower's tokens of the words that are not masked."""
     task = self.config.predictive_task
     if task == "latent":
       return self._predict_latent(batch["video"], deterministic)
     ids, mask = batch["text_ids"], batch["text_mask"]
     if task == "masked_text":
-      chosen = batch["masked"]
-      x = self.text_encoder.tokens(
-        jnp.where(chosen, self.config.mask_id, ids),
-        mask,
-        deterministic=deterministic,
-      )
-      targets = ids
+      x, targets, chosen = hidden, ids, batch["masked"]
     else:  # caption: token n is predicted at the place of token n - 1
       x = self.text_encoder.embed(ids)
       targets = jnp.roll(ids, -1, axis=1)

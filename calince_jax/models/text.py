@@ -119,3 +119,30 @@ class TextTransformer(nn.Module):
       )
     tokens = self.tokens(ids, mask, deterministic=deterministic)
     return self.pool(tokens, mask), tokens
+
+  def with_hidden(
+    self,
+    ids: jax.Array,
+    hidden: jax.Array,
+    mask: jax.Array,
+    *,
+    deterministic: bool = True,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Feature and tokens of texts; and the tokens of them with words hidden.
+
+    In one pass, so that the weights are gathered, and their gradients reduced,
+    once.
+
+    Args:
+      ids: int32 [B, L], L = max_length.
+      hidden: int32 [B, L], the same with some replaced.
+      mask: bool [B, L], True where a token is real.
+      deterministic: no dropout.
+    """
+    B, L = ids.shape
+    both = jnp.stack([ids, hidden], axis=1).reshape(2 * B, L)
+    tokens = self.tokens(
+      both, jnp.repeat(mask, 2, axis=0), deterministic=deterministic
+    ).reshape(B, 2, L, -1)
+    plain = spread(tokens[:, 0])
+    return self.pool(plain, mask), plain, spread(tokens[:, 1])

@@ -30,7 +30,8 @@ class Size:
   num_heads: int
 
 
-# Ti, S, B, L as in ViT and DeiT; mu and nano are for tests and for CPUs.
+# Ti, S, B, L, H as in ViT and DeiT, g as in Zhai et al. (2022) but for its MLP,
+# which is 4 widths here; mu and nano are for tests and for CPUs.
 SIZES = {
   "mu": Size(width=32, depth=1, num_heads=2),
   "nano": Size(width=96, depth=2, num_heads=3),
@@ -38,6 +39,8 @@ SIZES = {
   "S": Size(width=384, depth=12, num_heads=6),
   "B": Size(width=768, depth=12, num_heads=12),
   "L": Size(width=1024, depth=24, num_heads=16),
+  "H": Size(width=1280, depth=32, num_heads=16),
+  "g": Size(width=1408, depth=40, num_heads=16),
 }
 
 
@@ -57,14 +60,23 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    x = dense(self.hidden, dtype=self.dtype, name="in")(x)
-    return dense(width, dtype=self.dtype, name="out")(nn.gelu(spread(x)))
+    x = dense(self.hidden, split=1, dtype=self.dtype, name="in")(x)
+    x = nn.gelu(spread(x, split=x.ndim - 1))
+    return dense(width, split=0, dtype=self.dtype, name="out")(x)
 
 
-def dense(features: int, **settings: Any) -> nn.Dense:
-  """`nn.Dense` of activations [B, ...] whose kernel is gathered."""
+def dense(
+  features: int, *, split: int | None = None, **settings: Any
+) -> nn.Dense:
+  """`nn.Dense` of activations [B, ...] whose kernel is gathered.
+
+  Args:
+    features: of the output.
+    split: the axis of the kernel that is split, see activation_sharding.
+    **settings: of `nn.Dense`.
+  """
   return nn.Dense(
-    features, dot_general=activation_sharding.dot_general, **settings
+    features, dot_general=activation_sharding.product(split), **settings
   )
 
 
@@ -74,24 +86,25 @@ def _attention(num_heads, dtype, name):
     dtype=dtype,
     kernel_init=nn.initializers.xavier_uniform(),
     attention_fn=_attend,
-    qkv_dot_general=activation_sharding.dot_general,
-    out_dot_general=activation_sharding.dot_general,
+    qkv_dot_general=activation_sharding.product(split=1),  # [W, heads, part]
+    out_dot_general=activation_sharding.product(split=0),  # [heads, part, W]
     name=name,
   )
 
 
 def _attend(query, key, value, *, mask=None, dtype=None):
-  """Scaled dot-product attention, [B, L, heads, W / heads] each."""
-  return spread(
-    nn.dot_product_attention(
-      spread(query),
-      spread(key),
-      spread(value),
-      mask=mask,
-      dtype=dtype,
-      force_fp32_for_softmax=True,
-    )
-  )
+  """Scaled dot-product attention, [B, L, heads, W / heads] each.
+
+  As Flax's, but that the float32 softmax is rounded to `dtype` at once: these
+  weights are the largest arrays of a tower, and products of float32 are slow.
+  """
+  query, key, value = (spread(x, split=2) for x in (query, key, value))
+  query = query / jnp.sqrt(query.shape[-1]).astype(dtype)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+  weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(dtype)
+  return spread(jnp.einsum("bhqk,bkhd->bqhd", weights, value), split=2)
 
 
 def _norm(name):

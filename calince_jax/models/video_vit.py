@@ -151,23 +151,16 @@ class VideoViT(nn.Module):
         f"a clip of {T} frames of {H} x {W} pixels cannot be cut into"
         f" tubelets of {t} frames of {p} x {p}"
       )
+    x = video.reshape(B, T // t, t, H // p, p, W // p, p * C)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6)  # [B, T', H', W', t, p, p * 3]
+    x = x.reshape(B, T // t, (H // p) * (W // p), t * p * p * C)
+    # Cut as bytes: TPU's compiler would rather cast first, and then hold the
+    # clip in floats with its 3 channels padded to 128.
+    x = jax.lax.optimization_barrier(x)
     if self.pixels == "scaled":
-      x = video.astype(self.dtype) / 127.5 - 1.0
-    else:
-      x = centre(video).astype(self.dtype)
-    x = x.reshape(B, T // t, t, H // p, p, W // p, p, C)
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # [B, T', H', W', t, p, p, 3]
-    return x.reshape(B, T // t, (H // p) * (W // p), t * p * p * C)
-
-
-def centre(video: jax.Array) -> jax.Array:
-  """(x - mean) / GREY_LEVELS, the mean over each clip's own pixels, float32.
-
-  Contrast is kept: dividing by the clip's own deviation as well cost 10 points
-  of R@10 on a corpus whose colours matter (docs/method.md).
-
-  Args:
-    video: uint8 [B, T, H, W, 3].
-  """
-  x = video.astype(jnp.float32)
-  return (x - x.mean(axis=(1, 2, 3, 4), keepdims=True)) / GREY_LEVELS
+      return x.astype(self.dtype) / 127.5 - 1.0
+    # Contrast is kept: dividing by the clip's own deviation as well cost 10
+    # points of R@10 on a corpus whose colours matter (docs/method.md).
+    mean = video.astype(jnp.float32).mean(axis=(1, 2, 3, 4))
+    x = x.astype(jnp.float32) - mean[:, None, None, None]
+    return (x / GREY_LEVELS).astype(self.dtype)

@@ -185,11 +185,21 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     expected, missing = _fields(abstract), {}
     if version < 2:
       missing = {k: expected.pop(k) for k in LATER_COUNTERS if k in expected}
-      saved = expected
-    else:
-      saved = abstract
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(saved))
+    memory = _saved_pair_memory(manager, step)
+    if memory:
+      place = expected["step"].sharding
+      expected["calibration"] = expected["calibration"] | {
+        "memory": {
+          name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+          for name, leaf in memory.items()
+        }
+      }
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(expected))
     restored = manager.restore(step, args=items).state
+    if memory:
+      restored["calibration"] |= _fitted_pair_memory(
+        restored["calibration"].pop("memory"), _fields(abstract)["calibration"]
+      )
   except (ValueError, KeyError, TypeError, OSError) as error:
     if isinstance(error, UserError):
       raise
@@ -199,16 +209,41 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
       f" one ({_complete_steps(manager.directory)}), move {step} out of the"
       " folder"
     ) from error
-  if missing:
-    zeros = {
-      name: jax.jit(
-        functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
-        out_shardings=leaf.sharding,
-      )()
-      for name, leaf in missing.items()
-    }
-    restored = type(abstract)(**restored, **zeros)
-  return restored
+  zeros = {
+    name: jax.jit(
+      functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
+      out_shardings=leaf.sharding,
+    )()
+    for name, leaf in missing.items()
+  }
+  return type(abstract)(**restored, **zeros)
+
+
+def _saved_pair_memory(manager, step):
+  """{name: shape and dtype} of the confidences of pairs in a checkpoint.
+
+  Once every run saved them, whether it averaged them or not, and as many as
+  there were pairs; {} where there are none.
+  """
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(manager.directory / str(step) / "state")
+  if saved.item_metadata is None:
+    raise ValueError("its list of arrays cannot be read")
+  return saved.item_metadata.tree.get("calibration", {}).get("memory", {})
+
+
+def _fitted_pair_memory(saved, expected):
+  """{"memory": saved}, filled up with zeros; {} where none is expected."""
+  if "memory" not in expected:
+    return {}
+
+  def fit(leaf, wanted):
+    return jax.jit(
+      lambda x: jnp.pad(x, (0, wanted.size - x.size)),
+      out_shardings=wanted.sharding,
+    )(leaf)
+
+  return {"memory": jax.tree.map(fit, dict(saved), expected["memory"])}
 
 
 def _fields(tree):

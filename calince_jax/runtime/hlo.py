@@ -56,7 +56,7 @@ _VECTOR_MEMORY = "S(1)"  # in a layout
 _CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{('[^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _WHERE = re.compile(r'op_name="([^"]*)"')
@@ -136,7 +136,7 @@ def read_program(hlo: str) -> Program:
   for name, lines in computations.items():
     if times[name]:
       found += _collectives(lines, computations, times[name])
-      traffic += times[name] * _traffic(lines)
+      traffic += times[name] * _traffic(lines, computations)
   return Program(tuple(found), traffic)
 
 
@@ -186,8 +186,15 @@ def _called(line, computations):
   return computations[match.group(1)] if match else [line]
 
 
-def _traffic(lines: Sequence[str]) -> int:
-  """Bytes of operands and results of the instructions of a computation."""
+def _traffic(
+  lines: Sequence[str], computations: Mapping[str, Sequence[str]]
+) -> int:
+  """Bytes of operands and results of the instructions of a computation.
+
+  Of an array of which a part is taken or replaced, the part counts: a scan
+  keeps the activations of all its layers in one array, and each turn writes or
+  reads one layer.
+  """
   sizes: dict[str, int] = {}
   total = 0
   for line in lines:
@@ -198,12 +205,63 @@ def _traffic(lines: Sequence[str]) -> int:
     sizes[name] = sum(map(_size, _arrays(result, in_main_memory=True)))
     if operation in _FREE or operation.endswith("-done"):
       continue
-    operands = _OPERAND.findall(line[match.end() :].split(")", 1)[0])
-    read = sum(sizes[operand] for operand in operands if operand in sizes)
-    if operation in ("dynamic-slice", "gather"):
-      read = sizes[name]  # of a large operand only what is taken
-    total += sizes[name] + read
+    if operation in ("copy-start", "slice-start"):
+      # (to, from, context) or ((from), to, context): what is moved leaves or
+      # enters main memory, and `from` is the operand once more.
+      moved = [_size(array) for array in _arrays(result)]
+      total += min(moved[:2])
+      continue
+    operands = _operands(line)
+    read = [sizes.get(operand, 0) for operand in operands]
+    written = sizes[name]
+    if operation in ("dynamic-slice", "gather", "slice"):
+      read = [written]
+    elif operation == "dynamic-update-slice":
+      read, written = read[1:2], read[1]
+    elif operation == "fusion":
+      read, written = _of_fusion(_called(line, computations), read, written)
+    total += written + sum(read)
   return total
+
+
+def _of_fusion(
+  body: Sequence[str], read: Sequence[int], written: int
+) -> tuple[list[int], int]:
+  """What a fusion reads of each operand, and writes: parts where it may."""
+  parameters: dict[str, int] = {}  # and their bitcasts: number of the operand
+  sizes: dict[str, int] = {}
+  parts = [0] * len(read)
+  for line in body:
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    name, result, operation = match.groups()
+    sizes[name] = sum(map(_size, _arrays(result)))
+    if operation == "parameter":
+      parameters[name] = int(line[match.end() :].split(")", 1)[0])
+      continue
+    operands = _operands(line)
+    if operation == "bitcast" and operands[0] in parameters:
+      parameters[name] = parameters[operands[0]]
+      continue
+    for i, operand in enumerate(operands):
+      if operand not in parameters:
+        continue
+      part = sizes[operand]
+      if i == 0 and operation in ("dynamic-slice", "gather", "slice"):
+        part = sizes[name]
+      elif i == 0 and operation == "dynamic-update-slice":
+        part = 0
+      parts[parameters[operand]] += part
+    if operation == "dynamic-update-slice":
+      written -= sizes[name] - sizes.get(operands[1], 0)
+  return [min(pair) for pair in zip(read, parts, strict=True)], max(written, 0)
+
+
+def _operands(line: str) -> list[str]:
+  """The names of an instruction's operands."""
+  match = _INSTRUCTION.match(line)
+  return _OPERAND.findall(line[match.end() :].split(")", 1)[0])
 
 
 def _group_size(line):

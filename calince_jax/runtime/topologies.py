@@ -45,35 +45,49 @@ CHIPS = {
   "v5e": Chip(16 * 2**30, 197e12, 819e9, 100e9, 25e9 / 8),
   "v5p": Chip(95 * 2**30, 459e12, 2765e9, 300e9, 25e9 / 4),
   "v6e": Chip(32 * 2**30, 918e12, 1640e9, 224e9, 25e9 / 8),
-  "h100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9),
+  "H100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9),
 }
+
+_GPUS = re.compile(r"gpu:([1-8])xH100")
 
 
 def describe() -> str:
   """The names that `devices` knows, for a message."""
-  return "v5e:16x16, v5p:4x4x4, v6e:16x16 and the like, or cpu:8"
+  return "v5e:16x16, v5p:4x4x4, v6e:16x16 and the like, gpu:8xH100, or cpu:8"
 
 
 def chip_of(name: str) -> Chip | None:
   """The limits of a topology's chips; None of a CPU."""
+  if is_estimate(name):
+    return CHIPS["H100"]
   return CHIPS.get(name.partition(":")[0])
+
+
+def is_estimate(name: str) -> bool:
+  """Whether another platform is compiled for than the topology's own.
+
+  The GPUs of one host are planned from the program for simulated CPU devices.
+  """
+  return bool(_GPUS.fullmatch(name))
 
 
 def devices(name: str, num_slices: int = 1) -> list[Any]:
   """The devices of a topology.
 
   Args:
-    name: of a TPU slice, KIND:AxB or KIND:AxBxC; or cpu:N, simulated devices
-      of this machine.
+    name: of a TPU slice, KIND:AxB or KIND:AxBxC; gpu:NxH100, at most 8, see
+      `is_estimate`; or cpu:N, simulated devices of this machine.
     num_slices: TPU slices that a slower network joins.
 
   Raises:
     UserError: no such topology, or its compiler is not installed.
   """
   kind, _, shape = name.partition(":")
+  if is_estimate(name):
+    return _simulated(int(_GPUS.fullmatch(name).group(1)))
   if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
     return _simulated(int(shape))
-  if kind not in CHIPS or kind == "h100" or not re.fullmatch(r"[\dx]+", shape):
+  if kind not in CHIPS or kind == "H100" or not re.fullmatch(r"[\dx]+", shape):
     raise UserError(f"--topology={name} is unknown; use {describe()}")
   _point_to_libtpu()
   from jax.experimental import topologies
@@ -99,8 +113,8 @@ def _simulated(count):
   found = jax.devices("cpu")
   if len(found) < count:
     raise UserError(
-      f"--topology=cpu:{count}, but JAX was started with {len(found)} CPU"
-      " device(s); run the command in a process of its own"
+      f"{count} devices are to be simulated, but JAX was started with"
+      f" {len(found)}; run the command in a process of its own"
     )
   return found[:count]
 

@@ -110,7 +110,7 @@ def plan_step(
   shared = {
     "batch_size": config["batch_size"],
     "devices": mesh.size,
-    "slices": mesh.shape["slice"] if "slice" in mesh.axis_names else 1,
+    "slices": sharding.num_slices(mesh),
     "parameters": sum(
       x.size for x in jax.tree.leaves(training.abstract.params)
     ),
@@ -144,7 +144,7 @@ def plan_step(
       sum(
         c.sent_bytes
         for c in program.collectives
-        if shared["slices"] > 1
+        if sharding.num_networks(devices) > 1
         and (c.group == shared["slices"] or c.group > inside)
       )
     ),

@@ -56,7 +56,8 @@ class RetrievalEval:
 
     def encoder(method):
       def embedding(params, inputs):
-        outputs = model.apply({"params": params}, *inputs, method=method)
+        with sharding.context_of(mesh):
+          outputs = model.apply({"params": params}, *inputs, method=method)
         return outputs["embedding"]
 
       return jax.jit(

@@ -11,6 +11,7 @@ from calince_jax.runtime import (
   checkpoint,
   compile_cache,
   distributed,
+  sharding,
 )
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
@@ -71,14 +72,7 @@ def train(
   Raises:
     UserError: as `run`.
   """
-  mesh = setup.open_mesh(config, devices)
-  data = setup.open_data(config)
-  training = setup.compile_training(
-    config,
-    mesh,
-    vocabulary=data["tokenizer"].vocabulary,
-    num_pairs=data["num_pairs"],
-  )
+  mesh, data, training = setup.open_training(config, devices)
   corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
@@ -142,12 +136,33 @@ def print_start(
     f"{'resumed at' if step else 'starting at'} step {step} of {total}",
     flush=True,
   )
+  for line in describe_replicated(config, mesh, training):
+    print(line, flush=True)
   for name in checkpoint.half_written(workdir):
     print(
       f"note: checkpoints/{name} was left half-written and is not used; it can"
       " be deleted",
       flush=True,
     )
+
+
+def describe_replicated(
+  config: dict[str, Any], mesh: Any, training: setup.Training
+) -> list[str]:
+  """A line on what every device holds whole because no axis is divided."""
+  leaves = sharding.replicated_leaves(
+    training.abstract, training.layout, config["sharding"]["rules"]
+  )
+  if not leaves:
+    return []
+  slices = sharding.num_slices(mesh)
+  return [
+    f"note: {len(leaves)} arrays of the state, such as {leaves[0][0]}, stand"
+    f" whole on each device ({sum(n for _, n in leaves) / 2**20:.1f} MiB),"
+    f" since the {mesh.shape['data']} devices of the axis data divide none of"
+    f" their axes; config.sharding.slices={2 * slices} makes groups of half as"
+    " many"
+  ]
 
 
 def describe_step(config: dict[str, Any], training: setup.Training) -> str:

@@ -69,10 +69,11 @@ def compile_training(
   sharding.check_batch_size(config["batch_size"], mesh)
   model = config_lib.model_config(config, vocabulary).build()
   tx, schedule = open_optimizer(config)
-  init = functools.partial(train_step.init_state, model, tx, num_pairs)
+  objective = config_lib.objective(config, config_lib.tiling(config, mesh))
+  remembered = sharding.padded(num_pairs) if objective.memory else 0
+  init = functools.partial(train_step.init_state, model, tx, remembered)
   abstract = jax.eval_shape(init, config["seed"])
   layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
-  objective = config_lib.objective(config, config_lib.tiling(config, mesh))
   step = train_step.make_train_step(
     model,
     tx,
@@ -90,6 +91,25 @@ def compile_training(
     start=jax.jit(init, out_shardings=layout),
     step=train_step.shard_train_step(step, layout, mesh),
   )
+
+
+def open_training(
+  config: dict[str, Any], devices: Sequence[jax.Device]
+) -> tuple[Mesh, dict[str, Any], Training]:
+  """The mesh over `devices`, what `open_data` returns, and the compiled parts.
+
+  Raises:
+    UserError: configuration, data and devices do not fit each other.
+  """
+  mesh = open_mesh(config, devices)
+  data = open_data(config)
+  training = compile_training(
+    config,
+    mesh,
+    vocabulary=data["tokenizer"].vocabulary,
+    num_pairs=data["num_pairs"],
+  )
+  return mesh, data, training
 
 
 def open_mesh(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Mesh:

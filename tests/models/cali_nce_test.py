@@ -304,9 +304,9 @@ def test_clips_that_cannot_be_cut_are_named(batch):
     run(TINY_MODEL, batch | {"video": batch["video"][:, :3]})
 
 
-@pytest.mark.parametrize("name", ["Ti", "S", "B", "L"])
+@pytest.mark.parametrize("name", ["Ti", "S", "B", "L", "H"])
 def test_the_sizes_of_the_field(name):
-  million = {"Ti": 5.4, "S": 21.3, "B": 85.1, "L": 302.3}[name]
+  million = {"Ti": 5.4, "S": 21.3, "B": 85.1, "L": 302.3, "H": 630.0}[name]
   size = transformer.size(name)
   stack = transformer.Transformer(size.depth, size.num_heads)
   x = jax.ShapeDtypeStruct((1, 4, size.width), jnp.float32)

@@ -230,3 +230,23 @@ def test_older_checkpoints_can_be_read(version, ways, tmp_path):
   assert bool(spread) == (mesh.size > 1)
   step, parts = checkpoint.restore_parts(str(run), None, ["ema_params"])
   assert step == 3 and jax.tree.leaves(parts)
+
+
+def test_confidences_of_pairs_are_kept_where_they_are_averaged(tmp_path):
+  """Once saved as many as there were pairs, and by every run; now padded."""
+  run = golden_run(3, tmp_path)
+  config = config_lib.read_run(str(run))
+  mesh = sharding.make_mesh(jax.devices())
+  for memory, sizes in ((0.0, None), (0.9, {"confidence", "visits"})):
+    config["objective"] |= {"memory": memory, "trust": "schedule"}
+    training = setup.compile_training(
+      config, mesh, vocabulary=Vocabulary(80), num_pairs=104
+    )
+    with checkpoint.open_checkpoints(str(run)) as manager:
+      state, _, _ = setup.start_or_resume(manager, training, seed=0)
+    kept = state.calibration.get("memory", {})
+    assert set(kept) == (sizes or set())
+    for leaf in kept.values():
+      assert leaf.shape == (sharding.padded(104),)
+      np.testing.assert_array_equal(leaf[:104], np.arange(104) % 7)
+      assert not leaf[104:].any()

@@ -93,6 +93,51 @@ def test_collectives_in_fusions_count_once():
   }
 
 
+PARTS = """
+ENTRY %main (x: f32[4,8], y: f32[8]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %i = s32[] constant(1)
+  %row = f32[8]{0} fusion(%x, %i), kind=kLoop, calls=%read_row
+  %start = (f32[8]{0:S(1)}, f32[8]{0}, u32[]) copy-start(%row)
+  %near = f32[8]{0:S(1)} copy-done(%start)
+  ROOT %z = f32[4,8]{1,0} fusion(%x, %near, %i), kind=kLoop, calls=%write_row
+}
+%read_row (p: f32[4,8], q: s32[]) -> f32[8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = s32[] parameter(1)
+  %b = f32[4,8]{1,0} bitcast(%p)
+  %s = f32[1,8]{1,0} dynamic-slice(%b, %q, %q), dynamic_slice_sizes={1,8}
+  ROOT %r = f32[8]{0} reshape(%s)
+}
+%write_row (p: f32[4,8], v: f32[8], q: s32[]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %v = f32[8]{0} parameter(1)
+  %q = s32[] parameter(2)
+  %w = f32[1,8]{1,0} bitcast(%v)
+  ROOT %u = f32[4,8]{1,0} dynamic-update-slice(%p, %w, %q, %q)
+}
+"""
+
+
+def test_of_an_array_the_part_counts_that_is_taken_or_replaced():
+  """A row of 32 bytes is read and written, copied near, and put in place."""
+  made = hlo.read_program(PARTS)
+  index = 4
+  assert made.memory_traffic == (32 + 32 + index) + 32 + (32 + index)
+
+
+def test_groups_of_a_mesh_are_counted_whatever_the_order_of_devices():
+  line = (
+    "  %g = bf16[64,16]{1,0} all-gather(%p), channel_id=7, replica_groups="
+    "mesh['axis_0'=1,'axis_1'=16,'axis_2'=4], device_ids=([16,4]T(1,0))"
+    " {'axis_1'}, dimensions={0}"
+  )
+  body = f"ENTRY %main (p: bf16[4,16]) -> bf16[64,16] {{\n{line}\n}}\n"
+  (one,) = hlo.read_program(body).collectives
+  assert one.group == 16
+
+
 LOOP = """
 ENTRY %main (x: f32[4]) -> f32[4] {
   %x = f32[4]{0} parameter(0)

@@ -115,6 +115,35 @@ def test_slices_are_an_axis_of_their_own():
     sharding.make_mesh([*chips, *second], slices=3)
 
 
+@pytest.mark.parametrize(
+  "devices, groups", [(8, 1), (16, 1), (17, 1), (24, 2), (256, 16), (512, 32)]
+)
+def test_larger_slices_are_divided_into_groups(devices, groups):
+  """16 devices at most, 8 at least; 17 have no such part."""
+  chips = [Chip(i, (i, 0, 0)) for i in range(devices)]
+  mesh = sharding.make_mesh(chips)
+  assert sharding.num_slices(mesh) == groups
+  assert mesh.shape["data"] == devices // groups
+  assert sharding.num_slices(sharding.make_mesh(chips, slices=1)) == 1
+
+
+def test_what_a_rule_replicates_is_not_said_to_have_fallen_back():
+  tree = {"a": jax.ShapeDtypeStruct((12, 20), np.float32)}
+  mesh = sharding.make_mesh(jax.devices())
+  for rule, listed in (("fsdp", [("a", 960)]), ("replicate", [])):
+    rules = [(".*", rule)]
+    layout = sharding.shardings(tree, mesh, rules, smallest=1)
+    found = sharding.replicated_leaves(tree, layout, rules, smallest=1)
+    assert found == listed
+
+
+def test_the_pairs_are_padded_so_that_devices_divide_them():
+  for pairs in (1, 6144, 10_000_000):
+    padded = sharding.padded(pairs)
+    assert pairs <= padded < pairs + 6144
+    assert all(padded % n == 0 for n in (8, 12, 256, 768, 2048))
+
+
 def test_a_matrix_that_no_axis_divides_is_listed_and_slices_help():
   """768 over 512 devices, in small: 12 over 8, and over 4."""
   tree = {"kernel": jax.ShapeDtypeStruct((12, 20), np.float32)}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -211,6 +212,22 @@ def test_too_many_bad_steps_end_the_run(
   assert "was skipped" in capsys.readouterr().out
   saved = checkpoint.restore_parts(str(tmp_path), None, ["params"])[1]
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))
+
+
+def test_what_every_device_holds_whole_is_said_with_a_way_out():
+  """A width of 20 on 8 devices; on 4, two groups of it, it is divided."""
+  tree = {"kernel": jax.ShapeDtypeStruct((900, 20), np.float32)}
+  tree |= {"small": jax.ShapeDtypeStruct((3,), np.float32)}
+  config = {"sharding": {"rules": [(".*", "fsdp")]}}
+  lines = []
+  for slices in (1, 2):
+    mesh = sharding.make_mesh(jax.devices(), slices=slices)
+    layout = sharding.shardings(tree, mesh, config["sharding"]["rules"])
+    made = SimpleNamespace(abstract=tree, layout=layout)
+    lines += run.describe_replicated(config, mesh, made)
+  (line,) = lines
+  assert "1 arrays of the state, such as kernel, stand whole" in line
+  assert "(0.1 MiB)" in line and "config.sharding.slices=2 " in line
 
 
 @pytest.mark.parametrize(
