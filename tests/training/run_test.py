@@ -17,6 +17,7 @@ from calince_jax.runtime import checkpoint, sharding
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
 from calince_jax.training import run, setup
+from calince_jax.training.wall_time import WallTime
 
 LOGGED = {
   "loss",
@@ -35,7 +36,9 @@ LOGGED = {
   "learning_rate",
   "noise_rate",
   "examples_per_second",
+  "examples_per_second_per_device",
   "data_wait_share",
+  "goodput",
 }
 
 
@@ -207,7 +210,14 @@ def test_too_many_bad_steps_end_the_run(
   config = tiny_config(tiny_dataset, "infonce", changes).to_dict()
   watchdog = Watchdog(str(tmp_path / "stall.txt"), 0.0)
   with pytest.raises(UserError, match=r"2 steps in a row.*learning_rate"):
-    run.train(config, str(tmp_path), jax.devices()[:1], Preemption(), watchdog)
+    run.train(
+      config,
+      str(tmp_path),
+      jax.devices()[:1],
+      Preemption(),
+      watchdog,
+      times=WallTime(),
+    )
   assert "was skipped" in capsys.readouterr().out
   saved = checkpoint.restore_parts(str(tmp_path), None, ["params"])[1]
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))

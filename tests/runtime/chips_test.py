@@ -1,0 +1,39 @@
+"""Devices are known by the names that JAX gives them, or not at all."""
+
+import jax
+import pytest
+
+from calince_jax.runtime import chips, topologies
+
+
+@pytest.mark.parametrize(
+  ("kind", "flops"),
+  [
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU7x", 1153.5e12),
+    ("NVIDIA A100-SXM4-80GB", 312e12),
+    ("NVIDIA H100 80GB HBM3", 989e12),
+    ("NVIDIA H200", 989e12),
+    ("NVIDIA B200", 2250e12),
+  ],
+)
+def test_the_peak_of_a_device(kind, flops):
+  assert chips.of_device(kind).flops == flops
+
+
+@pytest.mark.parametrize(
+  "kind", ["cpu", "TPU v3", "NVIDIA H100 PCIe", "NVIDIA A100-PCIE-40GB", ""]
+)
+def test_nothing_is_made_up_of_other_devices(kind):
+  assert chips.of_device(kind) is None
+
+
+def test_plans_and_the_mfu_read_one_table():
+  assert chips.of_device(jax.devices()[0].device_kind) is None
+  for name in topologies.TPUS:
+    assert topologies.chip_of(f"{name}:2x2") is chips.CHIPS[name]
+  every = {*chips.TPU_KINDS.values(), *chips.GPU_KINDS.values()}
+  assert every == chips.CHIPS.keys()
