@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from calince_jax.runtime import chips, topologies
+from calince_jax.runtime import chips, sharding, topologies
+from calince_jax.training import ahead_of_time
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,15 @@ def test_plans_and_the_mfu_read_one_table():
     assert topologies.chip_of(f"{name}:2x2") is chips.CHIPS[name]
   every = {*chips.TPU_KINDS.values(), *chips.GPU_KINDS.values()}
   assert every == chips.CHIPS.keys()
+
+
+def test_the_rate_at_the_peak_is_of_all_devices(monkeypatch):
+  """4e15 operations on eight devices of 1e15 a second: two steps a second."""
+  mesh = sharding.make_mesh(jax.devices())
+  sizes = {"vocabulary": None, "num_pairs": 1}
+  assert ahead_of_time.peak_rate({}, mesh, **sizes) is None
+  monkeypatch.setattr(
+    chips, "of_device", lambda kind: chips.Chip(0, 1e15, 0, 0, 0)
+  )
+  monkeypatch.setattr(ahead_of_time, "model_flops", lambda *_, **__: 4e15)
+  assert ahead_of_time.peak_rate({}, mesh, **sizes) == pytest.approx(2)
