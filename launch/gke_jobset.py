@@ -97,7 +97,7 @@ def fill(name: str, cluster: Cluster, train: Sequence[str]) -> str:
     "topology": shape,
     "image": cluster.image,
     "command": ["bash", "launch/in_pod.sh", *train],
-    "chips_per_host": min(chips, per_host),
+    "chips_per_host": str(min(chips, per_host)),
   }
   text = TEMPLATE.read_text(encoding="utf-8")
   # The comments speak of $names.

@@ -93,7 +93,7 @@ def jobset_name(workdir: str, run: str) -> str:
 
 
 def _flags_of_train(run):
-  python, m, module, *words = run.commands[0]
+  _, m, module, *words = run.commands[0]
   assert (m, module) == ("-m", "calince_jax.train"), run.commands[0]
   return words
 
