@@ -200,9 +200,8 @@ def test_a_plan_is_made_apart_and_kept(folder):
   row = json.loads(line)
   assert row["devices"] == 4 and row["memory"] > 0 and row["sent"] > 0
   assert row["model_flops"] > 0 and "mfu" not in row  # of a CPU
-  assert (
-    "| 1 x cpu:4 | 8 (1) |" in (folder / "runs/plan_all/plans.md").read_text()
-  )
+  table = (folder / "runs/plan_all/plans.md").read_text()
+  assert "| 1 x cpu:4 | 8 (1) |" in table
 
 
 # ------------------------------------------------- commands that start others
