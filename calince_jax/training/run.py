@@ -92,11 +92,12 @@ def train(
   """
   mesh = setup.open_mesh(config, devices)
   data = setup.open_data(config)
-  sizes = {
-    "vocabulary": data["tokenizer"].vocabulary,
-    "num_pairs": data["num_pairs"],
-  }
-  training = setup.compile_training(config, mesh, **sizes)
+  training = setup.compile_training(
+    config,
+    mesh,
+    vocabulary=data["tokenizer"].vocabulary,
+    num_pairs=data["num_pairs"],
+  )
   corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
 
   if jax.process_index() == 0:
@@ -122,7 +123,12 @@ def train(
         first_step,
         devices=mesh.size,
         times=times,
-        peak_rate=ahead_of_time.peak_rate(config, mesh, **sizes),
+        peak_rate=ahead_of_time.peak_rate(
+          config,
+          mesh,
+          vocabulary=data["tokenizer"].vocabulary,
+          num_pairs=data["num_pairs"],
+        ),
       ) as logger,
     ):
       profile = None
