@@ -99,12 +99,8 @@ def fill(name: str, cluster: Cluster, train: Sequence[str]) -> str:
     "command": ["bash", "launch/in_pod.sh", *train],
     "chips_per_host": str(min(chips, per_host)),
   }
-  text = TEMPLATE.read_text(encoding="utf-8")
-  # The comments speak of $names.
-  head, _, body = text.partition("apiVersion")
-  return head.replace("$names", "names") + string.Template(
-    "apiVersion" + body
-  ).substitute({key: json.dumps(value) for key, value in values.items()})
+  template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+  return template.substitute({k: json.dumps(v) for k, v in values.items()})
 
 
 def submit(manifest: str) -> None:

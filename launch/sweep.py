@@ -79,6 +79,10 @@ def main() -> None:
       " --evaluate=... evaluates here what they trained, and --collect makes"
       " the table"
     )
+  if DRY_RUN.value and not SUBMIT.value:
+    raise UserError(
+      "--dry_run goes with --submit; without --run nothing is run anyway"
+    )
   here = RUN.value or COLLECT.value
   if here and "://" in WORKDIR.value:
     raise UserError(

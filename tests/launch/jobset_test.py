@@ -327,6 +327,7 @@ def sweep():
     ),
     (["--submit=jobset"], 2, "needs --image and --topology"),
     (["--submit=slurm", "--run"], 2, "--submit only starts training"),
+    (["--run", "--dry_run"], 2, "--dry_run goes with --submit"),
   ],
 )
 def test_the_sweep_command_submits(place, tmp_path, words, status, said):
