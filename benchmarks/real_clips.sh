@@ -7,6 +7,7 @@ set -euo pipefail
 manifest="$(realpath "$1")"
 out="$(realpath -m "$2")"
 shift 2
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 "$PY" -m calince_jax.prepare --manifest="$manifest" --out="$out/data"
 

@@ -11,6 +11,7 @@
     python -m benchmarks.loss_memory    (and the others that it names)
     python -m benchmarks.loss_time
     python -m benchmarks.survival
+    python -m benchmarks.plan_all
     python -m benchmarks.results
 
 A section whose folder is not there keeps its former text.
@@ -50,6 +51,7 @@ def define_flags() -> None:
   flags.DEFINE_string("hostile_wild", f"{hostile}_wild", "of hostile.inputs")
   flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
+  flags.DEFINE_string("plan_all", "runs/plan_all", "of plan_all")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
@@ -92,6 +94,7 @@ def main() -> None:
     "noise_study": (F.noise_study, noise_study_text.section),
     "loss": (F.loss, loss_tables),
     "survival": (F.survival, survival_tables),
+    "plan_all": (F.plan_all, made_table),
   }
   for name, (folder, make) in sections.items():
     if not Path(folder).is_dir():

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from calince_jax import cli
 from calince_jax import config as config_lib
 from calince_jax.errors import UserError
-from calince_jax.runtime import topologies
+from calince_jax.runtime import platform_flags, topologies
 from calince_jax.training import ahead_of_time
 from calince_jax.training.ahead_of_time import Plan
 
@@ -171,6 +171,7 @@ def advice(made: Plan) -> list[str]:
 
 def main(options: Options) -> None:
   """Ends with status 2 where the step does not fit."""
+  platform_flags.apply()  # those of train
   made = plan(options)
   chip = topologies.chip_of(options.topology)
   if not made.fits or (chip and made.memory > chip.memory):

@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from calince_jax import cli
-from calince_jax.runtime import distributed
+from calince_jax.runtime import distributed, platform_flags
+from calince_jax.training import profiling
 from calince_jax.training.run import run
 
 
@@ -31,6 +32,7 @@ class Options:
   process_id: int | None = None
   start_timeout: float = 300.0
   peer_timeout: float = 60.0
+  profile_steps: str | None = None
 
 
 def define_flags() -> None:
@@ -70,6 +72,12 @@ def define_flags() -> None:
     "seconds without a heartbeat after which a process counts as lost",
     1.0,
   )
+  flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "FIRST:LAST, such as 10:15: steps of this start that process 0 traces into"
+    " the run folder, for xprof",
+  )
   flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -83,9 +91,20 @@ def train(options: Options) -> None:
     start_timeout=options.start_timeout,
     peer_timeout=options.peer_timeout,
   )
-  run(options.config.to_dict(), options.workdir, cluster)
+  config, steps = options.config.to_dict(), None
+  if options.profile_steps is not None:
+    steps = profiling.parse(options.profile_steps, config["total_steps"])
+  run(config, options.workdir, cluster, steps)
+
+
+def main(options: Options) -> None:
+  """Sets the platform's flags, before JAX is first used, and trains."""
+  added = platform_flags.apply()
+  if added:
+    print(f"XLA flags: {' '.join(added)}", flush=True)
+  train(options)
 
 
 if __name__ == "__main__":
   define_flags()
-  cli.run(lambda: train(cli.options(Options)))
+  cli.run(lambda: main(cli.options(Options)))

@@ -2,6 +2,8 @@
 
     python -m launch.sweep --config=configs/x.py --workdir=DIR \
       [--run --num_workers=N] [--evaluate='--task=retrieval'] \
+      [--submit=slurm --sbatch='--nodes=2 --gpus-per-node=8'] \
+      [--submit=jobset --image=IMAGE --topology=v5e:4x4] [--dry_run] \
       [--config.key=value ...]
 
 `sweep()` is defined beside `get_config()` and yields one dict of overrides for
@@ -16,7 +18,8 @@ The key "config_argument" is the argument of `get_config`:
 
 Without --run the commands are printed, one line for each run, to be started
 anywhere; --collect then makes the table. With --run they are started on this
-machine, from the root of the repository, and finished runs are skipped.
+machine, from the root of the repository, and finished runs are skipped. With
+--submit each run becomes a job of a cluster.
 """
 
 import shlex
@@ -29,7 +32,7 @@ from ml_collections import config_flags
 
 from calince_jax import cli
 from calince_jax.errors import UserError
-from launch import table
+from launch import gke_jobset, submit, table
 from launch.expand import expand
 from launch.workers import run_all
 
@@ -54,12 +57,32 @@ EVALUATE = flags.DEFINE_string(
 METRICS = flags.DEFINE_list(
   "metrics", [], "columns of the table; default: step, loss, all of eval/"
 )
+SUBMIT = flags.DEFINE_enum(
+  "submit", None, submit.CLUSTERS, "give each run to a cluster as a job"
+)
+SBATCH = flags.DEFINE_string(
+  "sbatch", "", "with --submit=slurm: options of sbatch for each run"
+)
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "with --submit: print what would be submitted"
+)
+gke_jobset.define_cluster_flags()
 
 
 def main() -> None:
-  """Prints the commands, or runs them and writes the table."""
+  """Prints, submits or runs the commands; writes the table of what was run."""
   if CONFIG.value is None or not WORKDIR.value:
     raise UserError("give --config=FILE and --workdir=DIR")
+  if SUBMIT.value and (RUN.value or COLLECT.value or EVALUATE.value):
+    raise UserError(
+      "--submit only starts training: when the jobs have ended, --run"
+      " --evaluate=... evaluates here what they trained, and --collect makes"
+      " the table"
+    )
+  if DRY_RUN.value and not SUBMIT.value:
+    raise UserError(
+      "--dry_run goes with --submit; without --run nothing is run anyway"
+    )
   here = RUN.value or COLLECT.value
   if here and "://" in WORKDIR.value:
     raise UserError(
@@ -72,6 +95,15 @@ def main() -> None:
     workdir=WORKDIR.value,
     evaluate=EVALUATE.value,
   )
+  if SUBMIT.value == "slurm":
+    submit.to_slurm(runs, WORKDIR.value, SBATCH.value, dry_run=DRY_RUN.value)
+    return
+  if SUBMIT.value == "jobset":
+    cluster = cli.options(gke_jobset.Cluster)
+    if not cluster.image or not cluster.topology:
+      raise UserError("--submit=jobset needs --image and --topology")
+    submit.to_jobsets(runs, WORKDIR.value, cluster, dry_run=DRY_RUN.value)
+    return
   if not here:
     for run in runs:
       print(" && ".join(shlex.join(command) for command in run.commands))

@@ -8,6 +8,7 @@ if [[ "${1:-}" == "--quick" ]]; then
   quick=(-m "not slow")
   shift
 fi
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .

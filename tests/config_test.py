@@ -1,20 +1,22 @@
 """Every configuration builds a train step, and a wrong one says so."""
 
 import dataclasses
+import importlib
 import importlib.util
 from pathlib import Path
 
 import jax
 import pytest
 
+from benchmarks import plan_all
 from calince_jax import config as config_lib
 from calince_jax import fields
 from calince_jax.config import Config
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.losses.tiled_nce import Tiling
-from calince_jax.models.cali_nce import dummy_batch
-from calince_jax.runtime import sharding
+from calince_jax.models.cali_nce import dummy_batch, init_params
+from calince_jax.runtime import sharding, topologies
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
 
@@ -241,3 +243,28 @@ def test_a_loss_that_needs_all_similarities_is_not_tiled():
       vocabulary=Vocabulary(100),
       num_pairs=8,
     )
+
+
+REAL = ("webvid", "webvid_large", "howto100m", "kinetics_titles")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_configuration_for_a_pod_is_what_its_header_says(name):
+  module = importlib.import_module(f"configs.{name}")
+  config = module.get_config().to_dict()
+  topology, slices = module.POD
+  assert topologies.chip_of(topology) is not None
+  assert f"--config=configs/{name}.py" in module.__doc__
+  assert f"--topology={topology}" in module.__doc__
+  model = config_lib.model_config(config, Vocabulary(32_000)).build()
+  params = jax.tree.leaves(jax.eval_shape(lambda: init_params(model, 0)))
+  millions = sum(x.size for x in params) / 1e6
+  assert f"have {millions:.0f} million parameters" in module.__doc__
+  # Clips and larger matrices are shared out evenly.
+  in_slice = plan_all.device_count(topology)
+  here, rest = divmod(config["batch_size"], in_slice * slices)
+  assert rest == 0 and here % config["grad_cache_chunks"] == 0
+  assert f"{here} clips on each chip" in module.__doc__
+  for x in params:
+    divided = any(size % in_slice == 0 for size in x.shape)
+    assert divided or x.size < 2**18, x.shape

@@ -16,6 +16,14 @@ from calince_jax.runtime import checkpoint
 # Columns of metrics.jsonl that depend on the clock and the machine.
 CLOCK = (
   "examples_per_second",
+  "examples_per_second_per_device",
+  "mfu",
+  "goodput",
+  "lost_to_start",
+  "lost_to_compile",
+  "lost_to_data",
+  "lost_to_checkpoint",
+  "lost_to_evaluation",
   "data_wait_share",
   "resident_memory_mib",
   "seconds_to_first_step",

@@ -6,7 +6,6 @@ brings, has the compiler. Nothing can be run on them.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import re
@@ -16,37 +15,11 @@ from typing import Any
 import jax
 
 from calince_jax.errors import UserError
+from calince_jax.runtime.chips import CHIPS, Chip
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """The limits of one chip, from its vendor's data sheet.
-
-  Attributes:
-    memory: bytes of HBM.
-    flops: bfloat16 operations a second.
-    memory_bandwidth: bytes a second to and from HBM.
-    fast_network: bytes a second to the chips of its slice or host (TPU: ICI;
-      GPU: NVLink), in one direction.
-    slow_network: bytes a second between slices or hosts, its share.
-  """
-
-  memory: float
-  flops: float
-  memory_bandwidth: float
-  fast_network: float
-  slow_network: float
-
-
-# cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and NVIDIA's H100 SXM data
-# sheet. The slow network is a host's 200 Gbit/s, shared by its 4 or 8 chips, or
-# one 400 Gbit/s adapter for each H100.
-CHIPS = {
-  "v5e": Chip(16 * 2**30, 197e12, 819e9, 100e9, 25e9 / 8),
-  "v5p": Chip(95 * 2**30, 459e12, 2765e9, 300e9, 25e9 / 4),
-  "v6e": Chip(32 * 2**30, 918e12, 1640e9, 224e9, 25e9 / 8),
-  "H100": Chip(80e9, 989e12, 3350e9, 450e9, 50e9),
-}
+# Names that libtpu's compiler knows and that give one device for each chip, or
+# for each half of a tpu7x.
+TPUS = ("v5e", "v5p", "v6e", "tpu7x")
 
 _GPUS = re.compile(r"gpu:([1-8])xH100")
 
@@ -87,7 +60,7 @@ def devices(name: str, num_slices: int = 1) -> list[Any]:
     return _simulated(int(_GPUS.fullmatch(name).group(1)))
   if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
     return _simulated(int(shape))
-  if kind not in CHIPS or kind == "H100" or not re.fullmatch(r"[\dx]+", shape):
+  if kind not in TPUS or not re.fullmatch(r"[\dx]+", shape):
     raise UserError(f"--topology={name} is unknown; use {describe()}")
   _point_to_libtpu()
   from jax.experimental import topologies

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.models.cali_nce import dummy_batch
-from calince_jax.runtime import hlo, sharding
-from calince_jax.runtime.topologies import Chip
+from calince_jax.runtime import chips, hlo, sharding
+from calince_jax.runtime.chips import Chip
 from calince_jax.training import flops, setup
 
 # Parts of the training state, and what they are called in a plan.
@@ -103,10 +104,6 @@ def plan_step(
     for part, label in STATE.items()
   }
   ways = sharding.batch_ways(mesh)
-  without_remat = dict(config) | {"model": config["model"] | {"remat": "none"}}
-  plain = setup.compile_training(
-    without_remat, mesh, vocabulary=Vocabulary(vocab_size), num_pairs=num_pairs
-  )
   shared = {
     "batch_size": config["batch_size"],
     "devices": mesh.size,
@@ -120,7 +117,9 @@ def plan_step(
     ),
     "input": sum(map(_leaf_bytes, jax.tree.leaves(batch))) // ways,
     "flops": flops.count(training.step, training.abstract, batch),
-    "model_flops": flops.count(plain.step, plain.abstract, batch),
+    "model_flops": model_flops(
+      config, mesh, vocabulary=Vocabulary(vocab_size), num_pairs=num_pairs
+    ),
   }
   try:
     compiled = training.step.lower(training.abstract, batch).compile()
@@ -150,6 +149,60 @@ def plan_step(
     ),
     memory_traffic=program.memory_traffic,
   )
+
+
+def model_flops(
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  vocabulary: Vocabulary,
+  num_pairs: int,
+) -> int:
+  """Operations of a step on all devices, without recomputation.
+
+  Args:
+    config: checked.
+    mesh: of the run.
+    vocabulary: of the tokenizer.
+    num_pairs: of the data.
+  """
+  plain = dict(config) | {
+    "model": config["model"] | {"remat": "none"},
+    "grad_cache_chunks": 1,
+  }
+  training = setup.compile_training(
+    plain, mesh, vocabulary=vocabulary, num_pairs=num_pairs
+  )
+  batch = jax.eval_shape(
+    lambda: dummy_batch(training.model.config, config["batch_size"])
+  )
+  return flops.count(training.step, training.abstract, batch)
+
+
+def peak_rate(
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  vocabulary: Vocabulary,
+  num_pairs: int,
+) -> float | None:
+  """Steps a second at the peak of the devices, with nothing but the model.
+
+  Args:
+    config: checked.
+    mesh: of the run.
+    vocabulary: of the tokenizer.
+    num_pairs: of the data.
+
+  Returns:
+    None for devices that runtime/chips.py does not have, such as CPUs; nothing
+    is traced then.
+  """
+  chip = chips.of_device(mesh.devices.flat[0].device_kind)
+  if chip is None:
+    return None
+  step = model_flops(config, mesh, vocabulary=vocabulary, num_pairs=num_pairs)
+  return chip.flops * mesh.size / step
 
 
 def seconds(plan: Plan, chip: Chip) -> dict[str, float]:

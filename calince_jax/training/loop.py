@@ -1,7 +1,6 @@
 """The training loop: steps, evaluations, hooks and checkpoints."""
 
 import collections
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,8 @@ from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
 from calince_jax.training import hooks, setup
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.profiling import StepProfile
+from calince_jax.training.wall_time import WallTime
 
 COMPILE_SECONDS = 3600.0  # that one process may compile longer than another
 
@@ -37,6 +38,8 @@ class Run:
       state was saved.
     preemption: whether this process was asked to end.
     watchdog: receives the progress of each step.
+    times: where the time of this process goes.
+    profile: of the steps that are to be traced; None: of none.
   """
 
   config: dict[str, Any]
@@ -50,6 +53,8 @@ class Run:
   pair_statistics: dict[str, np.ndarray]
   preemption: Preemption
   watchdog: Watchdog
+  times: WallTime
+  profile: StepProfile | None = None
 
 
 def loop(run: Run, state: Any) -> Any:
@@ -69,12 +74,19 @@ def loop(run: Run, state: Any) -> Any:
   pending: collections.deque = collections.deque()  # not yet seen by the hooks
   step = first_step = int(state.step)
   ending, train_step = False, None
+  run.times.started()
   while step < total and not ending:
     batch = next_batch(run)
     if train_step is None:
       train_step = compile_step(run, state, batch)
     step += 1
-    state, metrics = train_step(state, batch)
+    if run.profile:
+      run.profile.before(step, state.step)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+      state, metrics = train_step(state, batch)
+    run.times.dispatched(metrics["loss"])
+    if run.profile:
+      run.profile.after(step, state.step)
     if step == first_step + 1 and run.logger:
       jax.block_until_ready(metrics)
       run.logger.first_step_done()
@@ -86,8 +98,11 @@ def loop(run: Run, state: Any) -> Any:
         ending |= hook(result)
       saves |= ending
     if saves:
-      checkpoint.save(run.checkpoints, step, state, config, pairs.collected())
+      with run.times.lost_to("checkpoint"):
+        checkpoint.save(run.checkpoints, step, state, config, pairs.collected())
     run.watchdog.progress(f"step {step}")
+  if run.profile:
+    run.profile.close(step)
   return state
 
 
@@ -135,7 +150,7 @@ def step_result(
 
 def next_batch(run: Run) -> dict[str, jax.Array]:
   """The next global batch; the preemption flag is one of its fields."""
-  with run.logger.waiting() if run.logger else contextlib.nullcontext():
+  with run.times.waiting_for_data():
     rows = next(run.batches)
     flag = run.preemption.requested
     rows["preempted"] = np.full(len(rows["pair_index"]), flag)
@@ -145,12 +160,16 @@ def next_batch(run: Run) -> dict[str, jax.Array]:
 def compile_step(run: Run, state: Any, batch: dict[str, jax.Array]) -> Callable:
   """The compiled train step, once every process has it.
 
+  It is compiled for these shapes and these places alone: other ones are an
+  error, so that no later step can spend its time on compiling.
+
   A process that has it in its cache would otherwise wait for the others inside
   the step, where a cluster of CPUs gives up after half a minute.
   """
-  compiled = run.training.step.lower(state, batch).compile()
-  run.watchdog.progress("compiling the step")
-  distributed.barrier("compiled", COMPILE_SECONDS)
+  with run.times.lost_to("compile"):
+    compiled = run.training.step.lower(state, batch).compile()
+    run.watchdog.progress("compiling the step")
+    distributed.barrier("compiled", COMPILE_SECONDS)
   return compiled
 
 
@@ -166,5 +185,5 @@ def evaluate(run: Run, step: int, state: Any) -> dict[str, float]:
     return {}
   jax.block_until_ready(state.step)
   run.watchdog.progress("training, before an evaluation")
-  with run.logger.paused() if run.logger else contextlib.nullcontext():
+  with run.times.lost_to("evaluation"):
     return run.retrieval.metrics(state.ema_params)

@@ -4,22 +4,24 @@ WORKDIR/metrics.jsonl   the metrics of every log_every-th step
 WORKDIR/events.jsonl    events: starts, ends, skipped steps, warnings
 """
 
-import contextlib
 import datetime
 import json
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from calince_jax.files import LineFile
+from calince_jax.training.wall_time import WallTime
 
-# Above this share of time spent waiting for data, advice is printed.
+# Above this share of time with idle devices, for want of data, advice is
+# printed.
 WAIT_ADVICE = 0.1
+SPEED = ("examples_per_second", "examples_per_second_per_device", "mfu")
 
 
 class MetricLogger:
@@ -32,6 +34,9 @@ class MetricLogger:
     first_step: int,
     total_steps: int,
     batch_size: int,
+    devices: int,
+    times: WallTime,
+    peak_rate: float | None = None,
     writer: Any = None,
   ):
     """Opens the files, and drops the rows of metrics.jsonl after `first_step`.
@@ -41,53 +46,60 @@ class MetricLogger:
       first_step: number of steps that are done already.
       total_steps: number of steps of the run.
       batch_size: of the global batch.
+      devices: how many the run has.
+      times: of this process, since its start.
+      peak_rate: steps a second if the devices did nothing but the operations of
+        the model at their highest rate; None: not known, and no MFU is written.
       writer: a clu MetricWriter, or None.
     """
     self._total = total_steps
-    self._batch_size = batch_size
+    self._batch_size, self._devices = batch_size, devices
+    self._times, self._peak_rate = times, peak_rate
     self._writer = writer
-    self._begin = self._last = time.monotonic()
+    self._begin = time.monotonic()
     self._last_step = self._first_step = first_step
-    self._waited = 0.0
+    self._mark()
     self._next_row: dict[str, float] = {}  # more columns of the next row
+    self._speed: dict[str, float] = {}  # of the last row
     self._rows = LineFile(
       epath.Path(workdir) / "metrics.jsonl",
       lambda line: _step(line) <= first_step,
     )
     self._events = LineFile(epath.Path(workdir) / "events.jsonl")
 
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the time inside as waiting for data."""
-    start = time.monotonic()
-    yield
-    self._waited += time.monotonic() - start
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """The time inside counts neither as training nor as waiting."""
-    start = time.monotonic()
-    yield
-    self._last += time.monotonic() - start
-
   def first_step_done(self) -> None:
     """Prints the time to the first step, and begins to measure steps."""
     seconds = time.monotonic() - self._begin
     print(f"time to first step {seconds:.1f} s", flush=True)
     self._next_row = {"seconds_to_first_step": seconds}
-    self._last, self._waited = time.monotonic(), 0.0
+    self._mark()
     self._last_step = self._first_step + 1
 
+  def _mark(self):
+    """Begins an interval, whose rate does not depend on evaluations in it."""
+    self._last = time.monotonic()
+    self._before = {k: self._times.seconds(k) for k in ("data", "evaluation")}
+
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Writes the metrics of `step`, scalars and histograms (1-D arrays)."""
+    """Writes the metrics of `step`, scalars and histograms (1-D arrays).
+
+    With the rate since the last row, evaluations left out; the model FLOPs
+    utilisation (`mfu`, as in the PaLM paper, arXiv 2204.02311, appendix B)
+    where the devices' peak is known; and where the time since the start went.
+    """
     now = time.monotonic()
-    elapsed = max(now - self._last, 1e-9)
-    steps = max(step - self._last_step, 1)
-    rate = steps / elapsed
+    waited, evaluated = (
+      self._times.seconds(k) - seconds for k, seconds in self._before.items()
+    )
+    elapsed = max(now - self._last - evaluated, 1e-9)
+    rate = max(step - self._last_step, 1) / elapsed
     row = {name: _plain(value) for name, value in metrics.items()}
     row |= {
       "examples_per_second": rate * self._batch_size,
-      "data_wait_share": min(self._waited / elapsed, 1.0),
+      "examples_per_second_per_device": rate * self._batch_size / self._devices,
+      **({"mfu": rate / self._peak_rate} if self._peak_rate else {}),
+      "data_wait_share": min(waited / elapsed, 1.0),
+      **self._times.shares(),
       "resident_memory_mib": resident_memory_mib(),
     }
     row, self._next_row = row | self._next_row, {}
@@ -96,7 +108,13 @@ class MetricLogger:
     if self._writer is not None:
       scalars = {k: v for k, v in row.items() if isinstance(v, (int, float))}
       self._writer.write_scalars(step, scalars)
-    self._last, self._last_step, self._waited = now, step, 0.0
+    self._speed = {name: row[name] for name in SPEED if name in row}
+    self._last_step = step
+    self._mark()
+
+  def speed(self) -> dict[str, float]:
+    """Rate and MFU of the last row, and where the time went until now."""
+    return self._speed | self._times.shares()
 
   def _print(self, step, row, seconds_left):
     terms = [
@@ -110,11 +128,17 @@ class MetricLogger:
       if name in row
     ]
     left = int(seconds_left)
+    speed = [f"{row['examples_per_second']:.0f} examples/s"]
+    if self._devices > 1:
+      speed.append(f"{row['examples_per_second_per_device']:.1f} a device")
+    if "mfu" in row:
+      speed.append(f"MFU {row['mfu']:.1%}")
     print(
       f"step {step}/{self._total}  {'  '.join(terms)}"
       f"  acc {row['in_batch_accuracy']:.2f}"
-      f"  {row['examples_per_second']:.0f} examples/s"
+      f"  {'  '.join(speed)}"
       f"  data wait {row['data_wait_share']:.0%}"
+      f"  goodput {row['goodput']:.0%}"
       f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
       flush=True,
     )

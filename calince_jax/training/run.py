@@ -15,12 +15,16 @@ from calince_jax.runtime import (
 )
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
-from calince_jax.training import loop, setup
+from calince_jax.training import ahead_of_time, loop, profiling, setup
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.wall_time import WallTime
 
 
 def run(
-  config: dict[str, Any], workdir: str, cluster: distributed.Cluster
+  config: dict[str, Any],
+  workdir: str,
+  cluster: distributed.Cluster,
+  profile_steps: range | None = None,
 ) -> None:
   """Joins the other processes of the run, and trains with them.
 
@@ -28,6 +32,7 @@ def run(
     config: the whole configuration.
     workdir: the run folder; a run that it holds is resumed.
     cluster: how the processes of the run find each other.
+    profile_steps: of this start, counted from 1, to be traced; None: none.
 
   Raises:
     UserError: the configuration, the data, the run folder or the processes do
@@ -35,12 +40,21 @@ def run(
   """
   config_lib.check(config)
   compile_cache.enable()
+  times = WallTime()
   with (
     distributed.joined(cluster),
     Preemption().listening() as preemption,
     open_watchdog(config, workdir) as watchdog,
   ):
-    train(config, workdir, jax.devices(), preemption, watchdog)
+    train(
+      config,
+      workdir,
+      jax.devices(),
+      preemption,
+      watchdog,
+      times=times,
+      profile_steps=profile_steps,
+    )
 
 
 def open_watchdog(config: dict[str, Any], workdir: str) -> Watchdog:
@@ -59,6 +73,9 @@ def train(
   devices: Sequence[jax.Device],
   preemption: Preemption,
   watchdog: Watchdog,
+  *,
+  times: WallTime,
+  profile_steps: range | None = None,
 ) -> None:
   """Opens mesh, data, model and state, and trains until the run ends.
 
@@ -68,6 +85,8 @@ def train(
     devices: of all processes of the run.
     preemption: whether this process is asked to end.
     watchdog: receives the progress of the run.
+    times: of this process, since its start.
+    profile_steps: as `run`.
 
   Raises:
     UserError: as `run`.
@@ -92,8 +111,29 @@ def train(
     # Closed: the threads of the input must not outlive the interpreter.
     with (
       contextlib.closing(batches),
-      setup.open_logger(config, workdir, first_step) as logger,
+      setup.open_logger(
+        config,
+        workdir,
+        first_step,
+        devices=mesh.size,
+        times=times,
+        peak_rate=ahead_of_time.peak_rate(
+          config,
+          mesh,
+          vocabulary=data["tokenizer"].vocabulary,
+          num_pairs=data["num_pairs"],
+        ),
+      ) as logger,
     ):
+      profile = None
+      if profile_steps and logger:
+        profile = profiling.StepProfile(
+          profile_steps,
+          workdir,
+          first_step=first_step,
+          total_steps=config["total_steps"],
+          logger=logger,
+        )
       state = loop.loop(
         loop.Run(
           config=config,
@@ -107,6 +147,8 @@ def train(
           pair_statistics=pair_statistics,
           preemption=preemption,
           watchdog=watchdog,
+          times=times,
+          profile=profile,
         ),
         state,
       )
@@ -186,10 +228,10 @@ def report_end(
     return
   total = config["total_steps"]
   if step == total:
-    logger.event(step, "finished")
+    logger.event(step, "finished", **logger.speed())
     print(f"finished: step {step} in {workdir}", flush=True)
   else:
-    logger.event(step, "stopped", reason="SIGTERM")
+    logger.event(step, "stopped", reason="SIGTERM", **logger.speed())
     print(
       f"stopped: saved step {step} of {total} in {workdir}; the same command"
       " resumes the run",

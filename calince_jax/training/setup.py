@@ -23,6 +23,7 @@ from calince_jax.training.optimizer import (
   learning_rate_schedule,
   make_optimizer,
 )
+from calince_jax.training.wall_time import WallTime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +296,13 @@ def start_or_resume(
 
 @contextlib.contextmanager
 def open_logger(
-  config: dict[str, Any], workdir: str, first_step: int
+  config: dict[str, Any],
+  workdir: str,
+  first_step: int,
+  *,
+  devices: int,
+  times: WallTime,
+  peak_rate: float | None,
 ) -> Iterator[MetricLogger | None]:
   """The MetricLogger of process 0, and None in the others."""
   if jax.process_index():
@@ -308,6 +315,9 @@ def open_logger(
     first_step=first_step,
     total_steps=config["total_steps"],
     batch_size=config["batch_size"],
+    devices=devices,
+    times=times,
+    peak_rate=peak_rate,
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
   logger.event(

@@ -189,6 +189,17 @@ def test_the_train_step_is_timed(noise_study, folder):
   assert re.search(r"ms a step, \d+ examples/s, loss \d", said)
 
 
+def test_a_plan_is_made_apart_and_kept(folder):
+  words = ("plan_all", "--cases=tiny")
+  assert "tiny: fits" in command(folder, *words, devices=4)
+  (line,) = (folder / "runs/plan_all/plans.jsonl").read_text().splitlines()
+  row = json.loads(line)
+  assert row["devices"] == 4 and row["memory"] > 0 and row["sent"] > 0
+  assert row["model_flops"] > 0 and "mfu" not in row  # of a CPU
+  table = (folder / "runs/plan_all/plans.md").read_text()
+  assert "| 1 x cpu:4 | 8 (1) |" in table
+
+
 # ------------------------------------------------- commands that start others
 
 

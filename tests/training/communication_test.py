@@ -7,7 +7,7 @@ from conftest import tiny_config
 
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.models.cali_nce import dummy_batch
-from calince_jax.runtime import hlo, sharding, topologies
+from calince_jax.runtime import chips, hlo, sharding
 from calince_jax.training import ahead_of_time, setup
 
 LOCAL = 7  # pairs on each device: no width of the model is a multiple
@@ -123,6 +123,6 @@ def test_a_plan_adds_up(tiny_dataset):
   assert made.state["optimizer"] >= 2 * params
   assert made.input > 16 * 4 * 32 * 32 * 3 / 8
   assert 0 < made.model_flops < made.flops  # blocks are computed again
-  seconds = ahead_of_time.seconds(made, topologies.CHIPS["v5e"])
+  seconds = ahead_of_time.seconds(made, chips.CHIPS["v5e"])
   assert seconds["products"] == made.flops / 8 / 197e12
   assert seconds["memory"] > 0 and seconds["network"] > 0

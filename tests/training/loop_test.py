@@ -15,6 +15,7 @@ from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
 from calince_jax.training import hooks, loop
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.wall_time import WallTime
 
 CONFIG = {
   "batch_size": 4,
@@ -113,6 +114,7 @@ def a_run(calls, tmp_path, *, retrieval=None, logger=None, preempted_at=None):
     pair_statistics={},
     preemption=preemption,
     watchdog=Watchdog(str(tmp_path / "stall.txt"), 0.0),
+    times=WallTime(),
   )
 
 
@@ -176,7 +178,14 @@ def rows(folder, name):
 
 @pytest.fixture
 def logger(tmp_path):
-  return MetricLogger(str(tmp_path), first_step=0, total_steps=5, batch_size=4)
+  return MetricLogger(
+    str(tmp_path),
+    first_step=0,
+    total_steps=5,
+    batch_size=4,
+    devices=1,
+    times=WallTime(),
+  )
 
 
 def test_rows_hold_what_every_hook_adds(calls, tmp_path, logger, capsys):
@@ -197,6 +206,18 @@ def test_rows_hold_what_every_hook_adds(calls, tmp_path, logger, capsys):
   assert [line.split(":")[0] for line in evaluations] == [
     f"eval {step}" for step in (2, 4, 5)
   ]
+
+
+def test_no_step_is_compiled_a_second_time(calls, tmp_path):
+  """Another shape is an error, where jit would have compiled again."""
+  run, state = a_run(calls, tmp_path), start_state()
+  batch = loop.next_batch(run)
+  step = loop.compile_step(run, state, batch)
+  state, _ = step(state, loop.next_batch(run))
+  longer = {name: jnp.concatenate([x, x]) for name, x in batch.items()}
+  with pytest.raises(TypeError, match="compiled"):
+    step(state, longer)
+  run.training.step(state, longer)
 
 
 def result_of(step, *, logged=True, **changes):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.wall_time import WallTime
 
 METRICS = {
   "loss": np.float32(3.25),
@@ -33,8 +34,13 @@ def wait(monkeypatch):
 
 
 def open_logger(folder, first_step=0, **more):
+  settings = {"devices": 2, "times": WallTime()} | more
   return MetricLogger(
-    str(folder), first_step=first_step, total_steps=1000, batch_size=4, **more
+    str(folder),
+    first_step=first_step,
+    total_steps=1000,
+    batch_size=4,
+    **settings,
   )
 
 
@@ -56,8 +62,41 @@ def test_the_progress_line_shows_terms_rate_and_eta(tmp_path, capsys, wait):
     assert part in line
   assert "pred 0.750" in line and "acc 0.50" in line and "data wait 0%" in line
   # Ten steps of four pairs since the first, in 0.1 s; 989 steps are left.
-  assert "400 examples/s" in line and "ETA 0:00:09" in line
+  assert "400 examples/s  200.0 a device" in line and "ETA 0:00:09" in line
+  assert "MFU" not in line  # nothing is known of these devices
   assert rows(tmp_path)[0]["seconds_to_first_step"] == 7
+
+
+def test_a_row_says_how_fast_and_where_the_time_went(tmp_path, capsys, wait):
+  """Ten steps in 4 s of 20; the devices could do ten steps a second."""
+  times = WallTime()
+  logger = open_logger(tmp_path, times=times, peak_rate=10.0)
+  wait(6)
+  times.started()
+  with times.lost_to("compile"):
+    wait(3)
+  wait(1)
+  logger.first_step_done()
+  with times.lost_to("evaluation"):
+    wait(5)
+  with times.waiting_for_data():
+    wait(1)
+  wait(3)
+  with times.lost_to("checkpoint"):
+    wait(1)
+  logger.log(11, METRICS)
+  (row,) = rows(tmp_path)
+  assert row["examples_per_second"] == pytest.approx(4 * 10 / 5)
+  assert row["examples_per_second_per_device"] == pytest.approx(4)
+  assert row["mfu"] == pytest.approx(0.2)
+  seconds = {"start": 6, "compile": 3, "evaluation": 5, "data": 1}
+  for name, lost in (seconds | {"checkpoint": 1}).items():
+    assert row[f"lost_to_{name}"] == pytest.approx(lost / 20)
+  assert row["goodput"] == pytest.approx(4 / 20)
+  assert "MFU 20.0%" in capsys.readouterr().out.splitlines()[-1]
+  assert logger.speed().items() <= row.items()
+  wait(20)
+  assert logger.speed()["goodput"] == pytest.approx(24 / 40)
 
 
 def test_terms_that_are_not_trained_are_not_shown(tmp_path, capsys):
@@ -69,9 +108,10 @@ def test_terms_that_are_not_trained_are_not_shown(tmp_path, capsys):
 
 
 def test_the_share_of_waiting_is_since_the_last_line(tmp_path, wait):
-  logger = open_logger(tmp_path)
+  times = WallTime()
+  logger = open_logger(tmp_path, times=times)
   logger.first_step_done()
-  with logger.waiting():
+  with times.waiting_for_data():
     wait(0.06)
   wait(0.02)
   logger.log(2, METRICS)
@@ -136,9 +176,10 @@ def test_an_event_is_written_and_its_message_printed(tmp_path, capsys):
 
 
 def test_waiting_for_data_gives_advice_after_100_steps(tmp_path, capsys):
-  logger = open_logger(tmp_path)
+  times = WallTime()
+  logger = open_logger(tmp_path, times=times)
   for step, advised in ((50, False), (150, True)):
-    with logger.waiting():
+    with times.waiting_for_data():
       time.sleep(0.01)
     logger.log(step, METRICS)
     assert ("--short_side" in capsys.readouterr().out) == advised

@@ -27,6 +27,7 @@ from calince_jax.runtime import checkpoint, distributed, sharding
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
 from calince_jax.training import run, setup
+from calince_jax.training.wall_time import WallTime
 
 pytestmark = pytest.mark.timeout(1200)  # for the first test, which trains
 
@@ -125,6 +126,7 @@ def test_one_device_learns_what_eight_learn(
     jax.devices()[:1],
     Preemption(),
     Watchdog(str(tmp_path / "stall.txt"), 0.0),
+    times=WallTime(),
   )
   out = capsys.readouterr().out
   assert "on 1 cpu device(s)" in out and f"step {STEPS}/{STEPS}" in out

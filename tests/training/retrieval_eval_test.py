@@ -10,6 +10,7 @@ from conftest import tiny_config, train_tiny
 from calince_jax import evaluate
 from calince_jax.errors import UserError
 from calince_jax.training.metric_logger import MetricLogger
+from calince_jax.training.wall_time import WallTime
 
 EVERY = {"evaluate_every": 4, "evaluate_splits": "test,train"}
 # The compiled step is that of every tiny run: nothing here changes it.
@@ -100,11 +101,17 @@ def test_an_evaluation_is_printed_and_its_time_not_counted(
 ):
   now = [100.0]
   monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  times = WallTime()
   monitor = MetricLogger(
-    str(tmp_path), first_step=0, total_steps=100, batch_size=4
+    str(tmp_path),
+    first_step=0,
+    total_steps=100,
+    batch_size=4,
+    devices=1,
+    times=times,
   )
   now[0] += 2
-  with monitor.paused():
+  with times.lost_to("evaluation"):
     now[0] += 50
   metrics = {
     "loss": np.float32(1.0),

@@ -12,12 +12,14 @@ from conftest import tiny_config, train_tiny
 from benchmarks.survival.kills import STATE
 from benchmarks.survival.processes import rows as learning
 from calince_jax import config as config_lib
+from calince_jax import train
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint, sharding
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
 from calince_jax.training import run, setup
+from calince_jax.training.wall_time import WallTime
 
 LOGGED = {
   "loss",
@@ -36,7 +38,9 @@ LOGGED = {
   "learning_rate",
   "noise_rate",
   "examples_per_second",
+  "examples_per_second_per_device",
   "data_wait_share",
+  "goodput",
 }
 
 
@@ -106,7 +110,9 @@ def interrupted(trained_run, tiny_dataset, tmp_path_factory):
   shutil.rmtree(workdir / "checkpoints" / "6")
   with (workdir / "metrics.jsonl").open("a") as file:
     file.write('{"step": 7, "lo')
-  return train_tiny(workdir, tiny_config(tiny_dataset))
+  config = tiny_config(tiny_dataset)
+  train.train(train.Options(str(workdir), config, profile_steps="2:3"))
+  return workdir
 
 
 def test_three_steps_and_three_are_six_to_the_last_bit(
@@ -114,6 +120,27 @@ def test_three_steps_and_three_are_six_to_the_last_bit(
 ):
   assert_same_bits(state_of(interrupted, 6), state_of(trained_run, 6))
   assert learning(interrupted) == learning(trained_run)
+
+
+def test_a_start_says_how_fast_it_was_and_traces_steps(interrupted):
+  events = (interrupted / "events.jsonl").read_text().splitlines()
+  profiled, finished = map(json.loads, events[-2:])
+  # Steps are counted from the resumed one, 4.
+  assert (profiled["event"], profiled["first"], profiled["step"]) == (
+    *("profiled", 5, 6),
+  )
+  assert len(list(interrupted.glob("plugins/profile/*/*.xplane.pb"))) == 1
+  assert finished["event"] == "finished"
+  last = rows(interrupted)[-1]
+  assert last["examples_per_second_per_device"] == pytest.approx(
+    last["examples_per_second"] / jax.device_count()
+  )
+  assert finished["examples_per_second"] == last["examples_per_second"]
+  shares = ("start", "compile", "data", "checkpoint", "evaluation")
+  lost = [finished[f"lost_to_{name}"] for name in shares]
+  assert finished["goodput"] + sum(lost) == pytest.approx(1)
+  assert min(lost[:4]) > 0 and lost[4] == 0  # nothing was evaluated
+  assert "mfu" not in last  # of a CPU
 
 
 def test_pair_statistics_do_not_depend_on_where_the_run_was_resumed(
@@ -208,7 +235,14 @@ def test_too_many_bad_steps_end_the_run(
   config = tiny_config(tiny_dataset, "infonce", changes).to_dict()
   watchdog = Watchdog(str(tmp_path / "stall.txt"), 0.0)
   with pytest.raises(UserError, match=r"2 steps in a row.*learning_rate"):
-    run.train(config, str(tmp_path), jax.devices()[:1], Preemption(), watchdog)
+    run.train(
+      config,
+      str(tmp_path),
+      jax.devices()[:1],
+      Preemption(),
+      watchdog,
+      times=WallTime(),
+    )
   assert "was skipped" in capsys.readouterr().out
   saved = checkpoint.restore_parts(str(tmp_path), None, ["params"])[1]
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))

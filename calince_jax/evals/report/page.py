@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from calince_jax.errors import UserError
-from calince_jax.evals.report import charts, headlines, tables
+from calince_jax.evals.report import charts, headlines, speed, tables
 from calince_jax.evals.report.read import TASKS, part
 
 # The parts of a result that the page needs.
@@ -56,6 +56,7 @@ def render(run: dict) -> str:
     facts=_facts(run),
     cards=headlines.cards(run),
     panels=_panels(run),
+    speed=speed.lines(run["metrics"]),
     tables={task: tables.table(task, run[task]) for task in TASKS if run[task]},
     calibration=_calibration(run["calibration"]),
     config=_flat(run["config"]) if run["config"] else [],
@@ -162,6 +163,9 @@ def _panels(run: dict) -> list[dict]:
     ("effective_sample_size", "Effective sample size", batch, "batch"),
     ("balanced_accuracy", "Head, balanced accuracy", 0.5, "chance"),
     ("noise_rate", "Noise rate, estimated", truth, "true"),
+    ("examples_per_second_per_device", "Examples a second, device", None, ""),
+    ("mfu", "Model FLOPs utilisation", None, ""),
+    ("goodput", "Goodput, share of time in steps", None, ""),
   ):
     used = [row for row in rows if key in row]
     if not used:

@@ -181,6 +181,24 @@ def test_headline_numbers_stand_beside_chance(results):
   assert "with dual softmax *" in text
 
 
+def test_the_speed_of_the_last_row_is_shown(results):
+  run = make_run(results)
+  lost = ("start", "compile", "data", "checkpoint", "evaluation")
+  run["metrics"][-1] |= {
+    "examples_per_second": 2048.0,
+    "examples_per_second_per_device": 8.0,
+    "goodput": 0.75,
+    **{f"lost_to_{name}": 0.05 for name in lost},
+  }
+  text = Page(report_page.render(run)).text
+  assert "2,048.0 examples a second, 8.0 a device" in text
+  assert "steps 75.0%, start 5.0%, compiling 5.0%" in text
+  assert "utilisation" not in text  # of a device that is not known
+  run["metrics"][-1]["mfu"] = 0.4125
+  assert "41.2%" in Page(report_page.render(run)).text
+  assert "a device" not in Page(report_page.render(make_run(results))).text
+
+
 def test_right_clips_and_known_mismatches_are_marked_by_more_than_colour(
   results,
 ):
