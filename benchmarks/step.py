@@ -107,6 +107,7 @@ def our_step(
     "operations": flops.count(training.step, state, batch),
     "devices": mesh.size,
     "device": jax.devices()[0].device_kind,
+    "cores": os.cpu_count(),
     "dtype": config["model"]["dtype"],
     "versions": f"jax {jax.__version__}",
     "memory": f"compiled in {seconds:.1f} s,"
@@ -255,7 +256,8 @@ def report(
     rows.append(row)
   losses = {name: of(name, "loss")[-1] for name in turns}
   return [
-    f"{facts['devices']} x {facts['device']}, {facts['dtype']}, batch {batch},"
+    f"{facts['devices']} x {facts['device']}, {facts['cores']} cores,"
+    f" {facts['dtype']}, batch {batch},"
     f" {facts['parameters'] / 1e6:.1f} M parameters,"
     f" {facts['operations'] / 1e9:,.0f} G operations a step,"
     f" {facts['versions']}; {len(turns['ours'])} steps each, in turns.",

@@ -16,4 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.video.tubelet = (2, 8)
   config.model.text.size = "Ti"
   config.model.dtype = "float32"
+  # A scan copies what each block keeps for the backward pass.
+  config.model.scan = False
   return config
