@@ -10,6 +10,7 @@
     python -m benchmarks.noise_study
     python -m benchmarks.loss_memory    (and the others that it names)
     python -m benchmarks.loss_time
+    python -m benchmarks.step
     python -m benchmarks.survival
     python -m benchmarks.plan_all
     python -m benchmarks.results
@@ -52,6 +53,7 @@ def define_flags() -> None:
   flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("plan_all", "runs/plan_all", "of plan_all")
+  flags.DEFINE_string("step", "runs/step", "of step")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
@@ -62,8 +64,8 @@ def made_table(folder: Path) -> str:
   return path.read_text().strip()
 
 
-def loss_tables(folder: Path) -> str:
-  """The tables of the contrastive loss, memory first."""
+def made_tables(folder: Path) -> str:
+  """The tables in the folder of a benchmark, by the names of their files."""
   return "\n\n".join(
     path.read_text().strip() for path in sorted(folder.glob("*.md"))
   )
@@ -92,7 +94,8 @@ def main() -> None:
     "hostile_wild": (F.hostile_wild, made_table),
     "hostile_settings": (F.hostile_settings, made_table),
     "noise_study": (F.noise_study, noise_study_text.section),
-    "loss": (F.loss, loss_tables),
+    "loss": (F.loss, made_tables),
+    "step": (F.step, made_tables),
     "survival": (F.survival, survival_tables),
     "plan_all": (F.plan_all, made_table),
   }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv from the pinned requirements.txt, once for each change of it.
 # Usage: source launch/setup.sh   (goes to the repository root and leaves $PY)
-# PYTHON=python3.12 chooses the interpreter; 3.11 or newer is needed.
+# PYTHON=python3.12 chooses the interpreter: 3.11, 3.12 or 3.13. A .venv that is
+# there keeps its own; remove it to change.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -177,16 +177,38 @@ def test_the_loss_is_measured_against_others(losses):
   assert len(re.findall(r"^\| \w.* \| [\d,]+ \| [\d.]+ \(", time, re.M)) == 5
 
 
-def test_the_train_step_is_timed(noise_study, folder):
-  """Of the shapes in which noise_study.cost has compiled it."""
+@pytest.fixture(scope="module")
+def timed(noise_study, folder):
+  """The train step, of the shapes in which noise_study.cost has compiled it."""
   words = Tokenizer(noise_study[0] / "data" / "tokenizer.model").vocab_size
   values = TINY | {"evaluate_every": 0}
   tiny = [f"--config.{key}={value}" for key, value in values.items()]
-  said = command(
-    *(folder, "train_step", "--config=configs/infonce.py", *tiny),
+  command(
+    *(folder, "step", "--config=configs/infonce.py", *tiny),
     *("--steps=2", f"--vocab_size={words}"),
   )
-  assert re.search(r"ms a step, \d+ examples/s, loss \d", said)
+  return folder / "runs" / "step"
+
+
+def test_the_train_step_is_timed(timed):
+  (path,) = timed.glob("cpu_*.md")
+  text = path.read_text()
+  assert re.search(r"^\| ours \|( [\d.,]+ \|){4} 1\.00 ", text, re.M)
+  assert "MFU" not in text, "there is none of a CPU"
+  assert re.search(r"[1-9][\d,.]* G operations a step.* 2 steps", text)
+
+
+def test_the_towers_of_pytorch_import_it_alone():
+  """Their environment has PyTorch and nothing of ours."""
+  path = (ROOT / "benchmarks" / "torch_step").with_suffix(".py")
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  roots = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom):
+      roots.add(node.module.split(".")[0])
+    elif isinstance(node, ast.Import):
+      roots |= {alias.name.split(".")[0] for alias in node.names}
+  assert roots - set(sys.stdlib_module_names) == {"torch"}
 
 
 def test_a_plan_is_made_apart_and_kept(folder):
@@ -341,10 +363,10 @@ def test_real_clips_gives_commands_that_are_known(tmp_path):
 
 
 def test_results_are_written_of_all_that_the_others_made(
-  noise_study, hostile, losses, survived, folder
+  noise_study, hostile, losses, timed, survived, folder
 ):
   said = command(folder, "results", "--hard=runs/hostile/set")
-  made = ("hard", "hostile", "hostile_settings", "noise_study", "loss")
+  made = ("hard", "hostile", "hostile_settings", "noise_study", "loss", "step")
   for name in (*made, "survival"):
     assert f"{name}: written to docs/results.md" in said
   for name in ("quickstart", "real", "real_mismatch", "hostile_wild"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from calince_jax.losses import nce_kernel
 from calince_jax.losses.calibrated_nce import calibrated_nce
@@ -78,10 +79,15 @@ def test_it_lowers_to_triton_for_a_gpu(dtype):
     return tiled_calibrated_nce(video, text, jnp.ones(128), 9.0, **KERNEL)
 
   x = jax.ShapeDtypeStruct((128, 512), dtype)
-  traced = jax.jit(jax.grad(loss)).trace(x, x)
-  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  gradient = jax.jit(jax.grad(loss))
+  # Since JAX 0.11 the lowering asks which GPU it is for.
+  gpu = AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+  with jax.sharding.use_abstract_mesh(
+    AbstractMesh((), (), abstract_device=gpu)
+  ):
+    text = gradient.trace(x, x).lower(lowering_platforms=("cuda",)).as_text()
   assert text.count("xla.gpu.triton") == 2  # forward and backward
-  assert "triton" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+  assert "triton" not in gradient.lower(x, x).as_text()
 
 
 @pytest.mark.parametrize(
