@@ -7,6 +7,7 @@ which shows in that they rise from packet to packet. There a frame is shown when
 the decoder gives it out, as FFmpeg's command does it.
 """
 
+import collections
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,9 @@ import av
 
 MAX_GAP = 60.0  # seconds; a longer jump in time is a broken time stamp
 RESTART = 0.1  # seconds; decoding times that fall by more begin anew
+AHEAD = 4  # packets that are looked at before one is decoded
+# IndexError: PyAV's own, where streams appear on the way.
+ERRORS = (av.error.FFmpegError, OSError, MemoryError, IndexError)
 
 
 class TimedFrames:
@@ -59,8 +63,7 @@ class TimedFrames:
     while True:
       try:
         frame = next(frames, None)
-      except (av.error.FFmpegError, OSError, MemoryError, IndexError) as error:
-        # IndexError: PyAV's own, where streams appear on the way.
+      except ERRORS as error:
         self.error = error
         return
       if frame is None:
@@ -74,12 +77,28 @@ class TimedFrames:
       yield self.time, self.duration, frame
 
   def _frames(self) -> Iterator[Any]:
-    for packet in self._container.demux(self._stream):
+    for packet in self._packets():
+      yield from packet.decode()
+
+  def _packets(self) -> Iterator[Any]:
+    """The packets, a few of which have been looked at ahead."""
+    demuxed, waiting = self._container.demux(self._stream), collections.deque()
+    while True:
+      try:
+        packet = next(demuxed, None)
+      except ERRORS:
+        yield from waiting
+        raise
+      if packet is None:
+        yield from waiting
+        return
+      waiting.append(packet)
       if packet.pts is not None:
         latest = self._latest_stamp
         self._out_of_order |= latest is not None and packet.pts < latest
         self._latest_stamp = max(packet.pts, latest or packet.pts)
-      yield from packet.decode()
+      if len(waiting) > AHEAD:
+        yield waiting.popleft()
 
   def _advance(self, frame: Any, scale: float) -> None:
     """Sets `time` to the frame's."""
@@ -105,9 +124,10 @@ class TimedFrames:
     self.time = max(time, self.time)
 
   def _stamp(self, frame: Any) -> int | None:
-    reorders = self._stream.codec_context.has_b_frames
-    if self._container.format.name == "avi" or (
-      reorders and not self._out_of_order
-    ):
+    if self._container.format.name == "avi":
       return frame.dts
-    return frame.pts if frame.pts is not None else frame.dts
+    made_up = self._stream.codec_context.has_b_frames and not self._out_of_order
+    first, second = frame.pts, frame.dts
+    if made_up:
+      first, second = second, first
+    return second if first is None else first
