@@ -89,9 +89,7 @@ def explanation(error: BaseException) -> str | None:
   # A full disk, a folder that may not be written, a missing config file.
   where = f"{error.filename}: " if error.filename else ""
   if error.errno in FULL:
-    return (
-      f"{where}the disk is full; make room, and run the same command again"
-    )
+    return f"{where}the disk is full; make room, and run the same command again"
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return f"{where}{error.strerror}" if error.strerror else lines[-1]
 

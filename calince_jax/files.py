@@ -9,6 +9,7 @@ local, or Google Cloud Storage (gs://) where a function says so.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -76,6 +77,16 @@ def check_plain_file(path: str | os.PathLike) -> None:
   if not stat.S_ISREG(mode):
     kind = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
     raise UserError(f"{path} cannot be read: it is {kind}")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+  """The SHA-256 of a local file, in hex; UserError as `check_plain_file`."""
+  check_plain_file(path)
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_file(path: str | os.PathLike, *, most: int = 2**30) -> bytes:

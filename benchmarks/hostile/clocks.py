@@ -103,9 +103,7 @@ def kinds() -> Iterator[Kind]:
 def chosen(count: int, seed: int) -> list[Kind]:
   """`count` of all kinds, each container as often as the others."""
   rng = np.random.default_rng(seed)
-  groups = [
-    [k for k in kinds() if k.container == name] for name in CONTAINERS
-  ]
+  groups = [[k for k in kinds() if k.container == name] for name in CONTAINERS]
   groups = [[group[i] for i in rng.permutation(len(group))] for group in groups]
   rounds = itertools.zip_longest(*groups)
   return [kind for turn in rounds for kind in turn if kind][:count]
@@ -211,7 +209,17 @@ def our_times(path: Path) -> list[float]:
 def their_times(path: Path, ffmpeg: str) -> list[float]:
   """When FFmpeg's command shows each frame, seconds."""
   command = [ffmpeg, "-hide_banner", "-nostdin", "-i", str(path)]
-  command += ["-map", "0", "-vf", "showinfo", "-fps_mode", "passthrough", "-f", "null", "-"]
+  command += [
+    "-map",
+    "0",
+    "-vf",
+    "showinfo",
+    "-fps_mode",
+    "passthrough",
+    "-f",
+    "null",
+    "-",
+  ]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     raise UserError(f"{ffmpeg} fails: {done.stderr[-500:]}")

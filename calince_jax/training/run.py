@@ -1,16 +1,19 @@
 """A training run, from joining the processes to the last checkpoint."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from calince_jax import config as config_lib
 from calince_jax.runtime import (
   checkpoint,
   compile_cache,
   distributed,
+  folder_lock,
+  run_folder,
 )
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
@@ -81,11 +84,13 @@ def train(
   )
   corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
 
-  if jax.process_index() == 0:
-    setup.open_run_folder(config, workdir, data)
-  with checkpoint.open_checkpoints(
-    workdir, keep=config["keep_checkpoints"]
-  ) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(claimed(workdir))
+      setup.open_run_folder(config, workdir, data)
+    checkpoints = stack.enter_context(
+      checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"])
+    )
     state, first_step, pair_statistics = setup.start_or_resume(
       checkpoints, training, config["seed"]
     )
@@ -118,6 +123,19 @@ def train(
       )
       checkpoint.wait(checkpoints)
       report_end(config, workdir, int(state.step), logger)
+
+
+@contextlib.contextmanager
+def claimed(workdir: str) -> Iterator[None]:
+  """Makes the run folder, and holds it against other runs."""
+  run_folder.check_free(workdir)
+  epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+  with folder_lock.held(
+    workdir,
+    "another run",
+    lambda message: distributed.end_run(message, status=2),
+  ):
+    yield
 
 
 def print_start(

@@ -259,9 +259,10 @@ def start_or_resume(
   Returns:
     The state, its step, and the pair statistics saved with it.
   """
-  step = manager.latest_step()
-  if step is None:
+  steps = checkpoint.all_steps(manager)
+  if not steps:
     return training.start(seed), 0, {}
+  step = steps[-1]
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
@@ -270,6 +271,11 @@ def start_or_resume(
     training.layout,
   )
   state = checkpoint.restore(manager, step, abstract)
+  if int(state.step) != step:
+    raise UserError(
+      f"checkpoint {step} in {manager.directory} holds step {int(state.step)}:"
+      " it was renamed or copied; move it out of the folder"
+    )
   return state, step, checkpoint.restore_pair_statistics(manager, step)
 
 

@@ -67,6 +67,7 @@ def test_the_configuration_is_in_each_checkpoint(saved):
     assert json.loads(file.read_text()) == {
       "format_version": run_folder.FORMAT_VERSION,
       "config": json.loads(json.dumps(CONFIG)),
+      "checksums": True,
     }
 
 
@@ -158,7 +159,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_earlier(saved, file):
   wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
   with checkpoint.open_checkpoints(str(saved)) as manager:
     with pytest.raises(
-      UserError, match=r"checkpoint 3 .*complete there: 2, 3.*move 3"
+      UserError, match=r"checkpoint 3 .*whole there: 2\).*move 3"
     ):
       checkpoint.restore(manager, 3, wanted)
     checkpoint.restore(manager, 2, wanted)

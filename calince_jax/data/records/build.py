@@ -36,12 +36,11 @@ from calince_jax.data.records.schema import (
 )
 from calince_jax.data.records.writer import write_info
 from calince_jax.data.sources.item import Clip, Source
-from calince_jax.data.sources.manifest_rows import file_sha256
 from calince_jax.data.tokenizer import Tokenizer, train_tokenizer
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 from calince_jax.errors import UserError
-from calince_jax.files import write_atomic
+from calince_jax.files import file_sha256, write_atomic
 
 
 def build(

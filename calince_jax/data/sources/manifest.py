@@ -28,11 +28,11 @@ import unicodedata
 from calince_jax.data.problems import Problem
 from calince_jax.data.sources.item import Caption, Clip, Media
 from calince_jax.data.sources.manifest_rows import (
-  file_sha256,
   printable,
   read_rows,
 )
 from calince_jax.errors import UserError
+from calince_jax.files import file_sha256
 
 COLUMNS = (
   "video", "text", "start", "end", "id", "label", "split", "group", "matched",

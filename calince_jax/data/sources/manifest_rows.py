@@ -1,42 +1,15 @@
 """Reads the rows of a manifest file; manifest.py checks what they say."""
 
 import csv
-import hashlib
 import json
-import os
 import pathlib
-import stat
 from collections.abc import Iterator
 
 from calince_jax.errors import UserError
+from calince_jax.files import check_plain_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MAX_LINE = 2**24  # characters; a longer line cannot be a manifest's
-
-
-def check_plain_file(path: str | os.PathLike) -> None:
-  """Raises UserError unless it is a file; a pipe or device may never end."""
-  try:
-    mode = os.stat(path).st_mode
-  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-    reason = getattr(error, "strerror", error)
-    raise UserError(f"{path} cannot be read: {reason}") from None
-  if not stat.S_ISREG(mode):
-    raise UserError(f"{path} cannot be read: it is not a plain file")
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a plain file, in hex.
-
-  Raises:
-    UserError: it cannot be read.
-  """
-  check_plain_file(path)
-  try:
-    with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:

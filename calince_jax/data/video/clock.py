@@ -1,4 +1,4 @@
-"""When each frame of a stream is shown: time stamps of many kinds, made to rise.
+"""When each frame of a stream is shown: stamps of many kinds, made to rise.
 
 A packet has two stamps, when it is decoded (DTS) and when it is shown (PTS).
 Some files keep the first alone (AVI; Matroska in its compatibility mode), and
