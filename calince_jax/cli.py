@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from calince_jax.errors import UserError
 from calince_jax.files import FULL
@@ -106,6 +107,29 @@ def options(kind: type[T]) -> T:
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"--{name}={value} must be a finite number")
   return kind(**values)
+
+
+class _Number(flags.ArgumentParser):
+  """Of a key that may be None: configs/base.py says which; `check` the rest."""
+
+  def __init__(self, number: flags.ArgumentParser):
+    super().__init__()
+    self._number = number
+    self.syntactic_help = number.syntactic_help
+
+  def parse(self, argument: object) -> object:
+    return None if argument in (None, "None") else self._number.parse(argument)
+
+  def flag_type(self) -> str:
+    return self._number.flag_type()
+
+
+# The command line of a configuration can then say None where it has a number.
+for _kind, _parser in (
+  (float, flags.FloatParser()),
+  (int, flags.IntegerParser()),
+):
+  config_flags.register_flag_parser_for_type(_kind, _Number(_parser))
 
 
 def parse(

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def check_new_or_plain(path: str | os.PathLike) -> None:
       f"{path} is there and is not a plain file: it is not replaced; choose"
       " another name"
     )
+
+
+def without_controls(text: str) -> str:
+  """A text from others, for a file that a person may print to a terminal.
+
+  Control characters but line ends and tabs are written as escapes.
+  """
+  return "".join(
+    c if c in "\n\t" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1]
+    for c in text
+  )
 
 
 # ------------------------------------------------------------ reading

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from calince_jax import cli
+from calince_jax.files import check_place
 from calince_jax.runtime import distributed
 from calince_jax.training.run import run
 
@@ -75,6 +76,7 @@ def define_flags() -> None:
 
 def train(options: Options) -> None:
   """Trains, or resumes, the run in `options.workdir`."""
+  check_place("--workdir", options.workdir, bucket=True)
   cluster = distributed.Cluster(
     options.distributed,
     options.coordinator_address,
@@ -88,4 +90,7 @@ def train(options: Options) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  cli.run(lambda: train(cli.options(Options)))
+  cli.run(
+    lambda: train(cli.options(Options)),
+    interrupted="the same command resumes from the last checkpoint",
+  )

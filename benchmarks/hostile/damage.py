@@ -12,8 +12,8 @@ OUT/damage.md is a table of it; the exit status is 1 where it is not so.
 import collections
 import os
 import shutil
+import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from absl import flags
 
 from benchmarks.hostile.settings import attempt, is_fault
 from calince_jax import cli
-from calince_jax.errors import UserError
 from calince_jax.runtime import checkpoint
 
-SECONDS = 60.0  # that opening may take
+SECONDS = 60  # that opening may take
 
 
 def define_flags() -> None:
@@ -166,13 +165,20 @@ def tried(
   damage = DAMAGES[turn % len(DAMAGES)]
   what = f"{damage.__name__} {damage(scratch / place, rng)}"
   found = []
-  begin = time.monotonic()
-  words = attempt(lambda: found.append(opened(scratch)))
-  if time.monotonic() - begin > SECONDS:
-    words = f"Traceback: it took more than {SECONDS:g} s"
+  before = signal.signal(signal.SIGALRM, _too_long)
+  signal.alarm(SECONDS)
+  try:
+    words = attempt(lambda: found.append(opened(scratch)))
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
   if found and not equal(found[0], opened(good)):
     words = "Traceback: silently another state"
   return what, words
+
+
+def _too_long(*_):
+  raise TimeoutError("Traceback: it hangs")
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -224,17 +230,17 @@ def go_on(folder: Path, words: str) -> None:
   """What the message says: the damaged one is moved out of the folder.
 
   Raises:
-    UserError: the checkpoint before cannot be restored, or no other one saved.
+    RuntimeError: the checkpoint before is not restored, or no other one saved.
   """
   damaged = folder / "checkpoints" / "2"
   if damaged.exists():
     shutil.rmtree(damaged)
   if open_to_resume(folder)["step"] != 1:
-    raise UserError(f"no earlier one is restored after: {words}")
+    raise RuntimeError(f"no earlier one is restored after: {words}")
   with checkpoint.open_checkpoints(str(folder), keep=2) as manager:
     checkpoint.save(manager, 2, small_state(2), {"seed": 0})
   if open_parts(folder)[0] != 2:
-    raise UserError(f"no later one is saved after: {words}")
+    raise RuntimeError(f"no later one is saved after: {words}")
 
 
 def main() -> None:

@@ -188,7 +188,7 @@ def open_training(arguments: Sequence[str]) -> None:
   import jax
 
   from calince_jax import config as config_lib
-  from calince_jax.training import setup
+  from calince_jax.training import memory, setup
 
   values, argv = flags.FlagValues(), ["train", *arguments]
   config_flags.DEFINE_config_file("config", flag_values=values)
@@ -198,6 +198,7 @@ def open_training(arguments: Sequence[str]) -> None:
   config_lib.check(config)
   mesh = setup.open_mesh(config, jax.devices())
   data = setup.open_data(config)
+  memory.check(config, mesh)
   training = setup.compile_training(
     config,
     mesh,

@@ -17,7 +17,7 @@ from calince_jax.runtime import (
 )
 from calince_jax.runtime.preemption import Preemption
 from calince_jax.runtime.watchdog import Watchdog
-from calince_jax.training import loop, setup
+from calince_jax.training import loop, memory, setup
 from calince_jax.training.metric_logger import MetricLogger
 
 
@@ -76,6 +76,7 @@ def train(
   """
   mesh = setup.open_mesh(config, devices)
   data = setup.open_data(config)
+  memory.check(config, mesh)
   training = setup.compile_training(
     config,
     mesh,
@@ -122,7 +123,7 @@ def train(
         state,
       )
       checkpoint.wait(checkpoints)
-      report_end(config, workdir, int(state.step), logger)
+      report_end(config, workdir, int(state.step), logger, preemption.reason)
 
 
 @contextlib.contextmanager
@@ -182,7 +183,11 @@ def describe_step(config: dict[str, Any], training: setup.Training) -> str:
 
 
 def report_end(
-  config: dict[str, Any], workdir: str, step: int, logger: MetricLogger | None
+  config: dict[str, Any],
+  workdir: str,
+  step: int,
+  logger: MetricLogger | None,
+  reason: str,
 ) -> None:
   """Reports in process 0 whether the run is finished or was preempted."""
   if logger is None:
@@ -192,7 +197,7 @@ def report_end(
     logger.event(step, "finished")
     print(f"finished: step {step} in {workdir}", flush=True)
   else:
-    logger.event(step, "stopped", reason="SIGTERM")
+    logger.event(step, "stopped", reason=reason)
     print(
       f"stopped: saved step {step} of {total} in {workdir}; the same command"
       " resumes the run",

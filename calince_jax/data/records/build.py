@@ -34,7 +34,7 @@ from calince_jax.data.records.schema import (
   DatasetInfo,
   shard_path,
 )
-from calince_jax.data.records.writer import write_info
+from calince_jax.data.records.writer import check_splits, write_info
 from calince_jax.data.sources.item import Clip, Source
 from calince_jax.data.tokenizer import Tokenizer, train_tokenizer
 from calince_jax.data.video.jpeg import Encoding
@@ -101,6 +101,7 @@ def build(
       if not clips:
         raise UserError(f"no clip can be used: {ledger.reasons()}")
       plan = plan_shards(clips, clips_per_shard)
+      check_splits(out, {shard.split for shard in plan})
       begin(out, settings, clips)
       _make_tokenizer(out, clips, tokenizer, vocab_size)
       with workers:

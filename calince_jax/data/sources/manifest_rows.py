@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -10,6 +11,18 @@ from calince_jax.files import check_plain_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MAX_LINE = 2**24  # characters; a longer line cannot be a manifest's
+MAX_CELL = 2**17  # characters; a longer cell costs its row
+
+
+def check_manifest(path: str | os.PathLike) -> None:
+  """Raises UserError unless there is a file."""
+  if os.path.isdir(path):
+    raise UserError(
+      f"{path} cannot be read: it is a folder, not a plain file; a manifest is"
+      f" a file ({', '.join(SUFFIXES)}) with the columns video and text, a row"
+      " for each caption, that names the videos of a folder"
+    )
+  check_plain_file(path)
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
@@ -18,13 +31,13 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
   Raises:
     UserError: the file as a whole cannot be read.
   """
+  check_manifest(path)
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise UserError(
       f"{path}: a manifest is one of {', '.join(SUFFIXES)}, not "
       f"{path.suffix or 'a file without extension'}"
     )
-  check_plain_file(path)
   try:
     if suffix == ".jsonl":
       rows = _parse_jsonl(path)
@@ -48,6 +61,8 @@ def _read_lines(path: pathlib.Path, newline: str) -> Iterator[str]:
     number, blank = 0, True
     while line := file.readline(MAX_LINE):
       number += 1
+      if number == 1:
+        line = line.lstrip("\ufeff")  # a second mark of a tool that adds one
       if len(line) == MAX_LINE:
         raise UserError(
           f"{path} line {number} has {MAX_LINE:,} characters or more: it is no "
@@ -77,6 +92,7 @@ def _not_utf8(path: pathlib.Path) -> UserError:
 def _parse_csv(
   path: pathlib.Path, delimiter: str
 ) -> Iterator[tuple[int, object]]:
+  csv.field_size_limit(2 * MAX_LINE)  # ours is MAX_CELL, and costs one row
   reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
   header = None
   line = 1  # a quoted field may hold line ends: a row begins after the last

@@ -22,6 +22,8 @@ from calince_jax.data.video.jpeg import Encoding, FrameEncoder
 from calince_jax.data.video.open import (
   MAX_PIXELS,
   ClipError,
+  a_picture,
+  is_picture,
   lacks_memory,
   media_size,
   message,
@@ -73,7 +75,7 @@ def read_clip(
   for seek in (True, False) if start else (False,):
     with open_video(media) as container:
       try:
-        clip = _read(container, size, start, end, encoding, seek)
+        clip = _read(container, media, size, start, end, encoding, seek)
       except av.error.FFmpegError:
         if not seek:
           raise
@@ -120,6 +122,7 @@ def hold(
 
 def _read(
   container: Any,
+  media: Media,
   size: int,
   start: float | None,
   end: float | None,
@@ -150,7 +153,18 @@ def _read(
   if seek and not jpegs:
     return None
   if timed.error is not None or timed.ended:
-    _check_end(size, stream, timed, start)
+    try:
+      _check_end(size, stream, timed, start)
+    except ClipError:
+      if is_picture(media):
+        raise a_picture() from None
+      raise
+  if not jpegs and end is not None and end - (start or 0.0) <= SLACK:
+    raise ClipError(
+      "too short",
+      f"the clip from {start or 0:g} to {end:g} s is shorter than any frame",
+      "check start and end; they are seconds",
+    )
   if not jpegs:
     raise ClipError(
       "outside the video",
