@@ -142,6 +142,8 @@ def parse(
     _fail(f"{error} (--help lists the flags)")
   # ml_collections raises these as they are.
   except (KeyError, AttributeError) as error:
+    if said := _config_error(argv, error):
+      _fail(f"the configuration: {said}")
     reason: object = error  # an AttributeError around a KeyError, or either
     while isinstance(reason, Exception):
       reason = reason.args[0]
@@ -150,25 +152,29 @@ def parse(
     _fail(f"the configuration has no key {key!r}; see configs/base.py. {hint}")
   # A configuration file is a program, and may raise anything.
   except Exception as error:
-    _fail(f"the configuration: {_config_error(argv, error)}")
+    _fail(f"the configuration: {_config_error(argv, error) or error}")
 
 
-def _config_error(argv: Sequence[str], error: Exception) -> str:
-  """What is wrong with the file of --config, or with a value given to it."""
+def _config_error(argv: Sequence[str], error: Exception) -> str | None:
+  """What is wrong with the file of --config; None where it is not the file."""
   given = [word for word in argv if word.startswith("--config=")]
-  path = given[-1].partition("=")[2].partition(":")[0] if given else ""
-  if given and not path.endswith(".py"):
+  if not given:
+    return None
+  path = given[-1].partition("=")[2].partition(":")[0]
+  if not path.endswith(".py"):
     return f"--config={path} must be a file *.py; see configs/"
-  if given and not os.path.isfile(path):
+  if not os.path.isfile(path):
     return f"--config={path}: there is no such file; see configs/"
-  if isinstance(error, (UserError, TypeError, ValueError)):
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [f for f in frames if f.filename.endswith(path)] if path else []
-    where = f"{path} line {inside[-1].lineno}: " if inside else ""
-    return f"{where}{error}"
   if isinstance(error, SyntaxError):
     return f"{error.filename} line {error.lineno}: {error.msg}"
-  return f"{path}: {type(error).__name__}: {error}"
+  frames = traceback.extract_tb(error.__traceback__)
+  inside = [
+    f for f in frames if os.path.realpath(f.filename) == os.path.realpath(path)
+  ]
+  if not inside:
+    return None
+  kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+  return f"{path} line {inside[-1].lineno}: {kind}{error}"
 
 
 def one_line(error: object) -> str:

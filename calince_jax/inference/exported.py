@@ -111,9 +111,15 @@ def write_model(folder: Path, model: VideoTextModel) -> None:
     "model": dataclasses.asdict(model.config),
     "preprocessing": dataclasses.asdict(model.sampling),
     "calibration": model.calibration,
-    "sha256": {name: file_sha256(folder / name) for name in CHECKED},
   }
-  document["sha256"][CONFIG] = _digest(document)
+  write_document(folder, document)
+
+
+def write_document(folder: Path, document: dict[str, Any]) -> None:
+  """Writes config.json, with the checksums of itself and the other files."""
+  digests = {name: file_sha256(folder / name) for name in CHECKED}
+  document = document | {"sha256": digests}
+  digests[CONFIG] = _digest(document)
   (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
 
 
@@ -212,12 +218,11 @@ def read_document(path: Path) -> dict[str, Any]:
 def _check_digest(version: int, document: dict[str, Any], path: Path) -> None:
   """UserError where a file is not what export wrote; no digests before 4."""
   known = {"format_version", *SECTIONS} | ({"sha256"} if version > 3 else set())
-  if set(document) != known:
-    wrong = sorted(set(document) ^ known)
-    raise UserError(f"{path}: unknown or missing: {wrong}")
+  if unknown := sorted(set(document) - known):
+    raise UserError(f"{path} has unknown keys: {unknown}")
   if version <= 3:
     return
-  digests = document["sha256"]
+  digests = document.get("sha256")
   if not isinstance(digests, dict) or set(digests) != {*CHECKED, CONFIG}:
     raise UserError(f"{path} is damaged: its checksums are not those of export")
   if digests[CONFIG] != _digest(document):
