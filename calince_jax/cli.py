@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import signal
@@ -33,6 +34,7 @@ def run(
     main: the command.
     interrupted: what Ctrl-C means for its work.
   """
+  let_print_anything()
   # Until now an interrupt ended the process (calince_jax/__init__.py).
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,6 +64,13 @@ def run(
   except BaseException:
     traceback.print_exc()
     exit_now(1)
+
+
+def let_print_anything() -> None:
+  """Has what a terminal's character set lacks printed as escapes."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
 
 
 def exit_now(status: object) -> NoReturn:

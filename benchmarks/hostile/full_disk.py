@@ -42,7 +42,7 @@ def main() -> None:
   F = flags.FLAGS
   out = Path(F.out).resolve()
   shutil.rmtree(out, ignore_errors=True)
-  out.mkdir(parents=True)
+  (out / "videos").mkdir(parents=True)
   make_videos(out)
   disk = Path(F.disk or out / "disk")
   if F.disk is None:
