@@ -34,6 +34,7 @@ def define_flags() -> None:
   flags.DEFINE_string("out", "runs/full_disk", "folder to write")
   flags.DEFINE_integer("count", 20, "places, over all commands", 1)
   flags.DEFINE_integer("seed", 0, "of the places", 0)
+  flags.DEFINE_list("commands", list(COMMANDS), "which are tried")
   flags.DEFINE_string("disk", None, "an empty small disk; default: mounts one")
 
 
@@ -51,7 +52,9 @@ def main() -> None:
     if subprocess.run(mount, check=False).returncode:
       raise UserError("a small disk cannot be mounted; give one with --disk")
   try:
-    rows = [*attempts(out, disk, F.count, np.random.default_rng(F.seed))]
+    rng, rows = np.random.default_rng(F.seed), []
+    if names := [name for name in COMMANDS if name in F.commands]:
+      rows = [*attempts(out, disk, names, F.count, rng)]
   finally:
     if F.disk is None:
       subprocess.run(("umount", str(disk)), check=False)
@@ -88,11 +91,17 @@ def words_of(name: str, out: Path, disk: Path) -> list[str]:
   }[name]
 
 
-def attempts(out: Path, disk: Path, count: int, rng: np.random.Generator):
+def attempts(
+  out: Path,
+  disk: Path,
+  names: Sequence[str],
+  count: int,
+  rng: np.random.Generator,
+):
   """Yields (command, bytes free, what it said, what is wrong)."""
   room = needed(out, disk)
   for turn in range(count):
-    name = COMMANDS[turn % len(COMMANDS)]
+    name = names[turn % len(names)]
     restore(name, out, disk)
     # What is written again is there already, and the new stands beside it.
     free = int(rng.integers(0, max(room[name] * 9 // 10, 4096)))
