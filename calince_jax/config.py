@@ -344,4 +344,6 @@ def _checked(where, make):
   try:
     return make()
   except (ValueError, TypeError) as error:
+    if isinstance(error, UserError) and str(error).startswith("config."):
+      raise  # it names its own section
     raise UserError(f"{where}: {error}") from error

@@ -25,6 +25,7 @@ from absl import flags
 from calince_jax import cli
 from calince_jax.evals import results, tasks
 from calince_jax.evals.tasks import Options
+from calince_jax.files import check_place
 from calince_jax.inference.from_run import PARAMS
 from calince_jax.runtime import compile_cache
 
@@ -119,6 +120,7 @@ def define_flags() -> None:
 
 def evaluate(options: Options) -> dict[str, dict[str, Any]]:
   """Runs the tasks; writes, prints and returns the result of each."""
+  check_place("--workdir", options.workdir, bucket=True)
   compile_cache.enable()
   return results.save(options.workdir, tasks.run(options))
 

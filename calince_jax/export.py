@@ -18,6 +18,7 @@ from absl import flags
 from etils import epath
 
 from calince_jax import cli
+from calince_jax.files import check_place
 from calince_jax.inference import exported, from_run
 from calince_jax.inference.model_card import model_card, read_results
 from calince_jax.runtime import compile_cache
@@ -53,6 +54,8 @@ def define_flags() -> None:
 
 def export(options: Options) -> Path:
   """Writes the export, prints and returns its folder."""
+  check_place("--workdir", options.workdir, bucket=True)
+  check_place("--out", options.out)
   compile_cache.enable()
   out = Path(options.out).resolve()
   exported.check_free(out)

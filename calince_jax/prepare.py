@@ -19,6 +19,7 @@ from calince_jax.data.records.build import build
 from calince_jax.data.records.schema import DatasetInfo
 from calince_jax.data.sources.manifest import Manifest
 from calince_jax.data.video.jpeg import Encoding
+from calince_jax.files import check_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,8 @@ def prepare(options: Options) -> DatasetInfo:
     UserError: the manifest cannot be read, too many clips are unusable, or
       options.out holds something else.
   """
+  check_place("--out", options.out)
+  check_place("--manifest", options.manifest)
   return build(
     Manifest(options.manifest, options.root, options.allow_outside_root),
     options.out,
@@ -100,4 +103,7 @@ def prepare(options: Options) -> DatasetInfo:
 
 if __name__ == "__main__":
   define_flags()
-  cli.run(lambda: prepare(cli.options(Options)))
+  cli.run(
+    lambda: prepare(cli.options(Options)),
+    interrupted="the same command resumes the work",
+  )

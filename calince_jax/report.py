@@ -14,7 +14,7 @@ from absl import flags
 from calince_jax import cli
 from calince_jax.errors import UserError
 from calince_jax.evals.report import page, read
-from calince_jax.files import write_atomic
+from calince_jax.files import check_new_or_plain, check_place, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,12 @@ def define_flags() -> None:
 
 def report(options: Options) -> Path:
   """Writes the page, prints the headline numbers, and returns the path."""
+  check_place("--workdir", options.workdir)
+  if options.out is not None:
+    check_place("--out", options.out)
   workdir = Path(options.workdir)
   out = Path(options.out or workdir / "report.html")
+  check_new_or_plain(out)
   html, summary = page.make_page(read.read_run(workdir), workdir)
   if not out.parent.is_dir():
     raise UserError(f"--out={out}: there is no folder {out.parent}")

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from calince_jax import cli
+from calince_jax.files import check_place
 from calince_jax.runtime import distributed, platform_flags
 from calince_jax.training import profiling
 from calince_jax.training.run import run
@@ -83,6 +84,7 @@ def define_flags() -> None:
 
 def train(options: Options) -> None:
   """Trains, or resumes, the run in `options.workdir`."""
+  check_place("--workdir", options.workdir, bucket=True)
   cluster = distributed.Cluster(
     options.distributed,
     options.coordinator_address,
@@ -107,4 +109,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  cli.run(lambda: main(cli.options(Options)))
+  cli.run(
+    lambda: main(cli.options(Options)),
+    interrupted="the same command resumes from the last checkpoint",
+  )

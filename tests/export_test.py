@@ -12,12 +12,13 @@ from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
 import calince_jax
-from benchmarks.hostile import settings
+from benchmarks.hostile import damage, settings
 from calince_jax import evaluate, export
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
 from calince_jax.inference import exported as exported_lib
 from calince_jax.inference import from_run
+from calince_jax.losses import density_ratio
 from calince_jax.runtime import checkpoint
 
 
@@ -143,16 +144,34 @@ def test_a_long_wide_clip_is_sampled_evenly_and_cut_in_the_middle(model, rng):
     np.zeros((1, 4, 32, 32, 3), np.float32),
     np.zeros((4, 32, 32, 3), np.uint8),
     np.zeros((1, 4, 32, 32, 1), np.uint8),
+    np.zeros((1, 0, 32, 32, 3), np.uint8),
+    np.zeros((1, 4, 0, 32, 3), np.uint8),
+    np.zeros((0, 4, 32, 32, 3), np.uint8),
+    [np.zeros((4, 32, 32, 3), np.uint8), np.zeros((3, 32, 32, 3), np.uint8)],
+    None,
+    (frame for frame in ()),
+    "clip.mp4",
   ],
 )
 def test_what_is_not_a_batch_of_clips_is_refused(model, video):
-  with pytest.raises(UserError, match=r"uint8 \[B, T, H, W, 3\], not"):
+  with pytest.raises(UserError, match=r"uint8 \[B, T, H, W, 3\]"):
     model.encode_video(video)
+  with pytest.raises(UserError, match=r"uint8 \[B, T, H, W, 3\]"):
+    model.confidence(video, ["a dog"])
 
 
 def test_wrong_texts_are_refused(model, rng):
   with pytest.raises(UserError, match="list of str"):
     model.encode_text("a dog")
+  for texts in (None, 3, {"a": 1}, (word for word in "ab")):
+    with pytest.raises(UserError, match="list of str, not a"):
+      model.encode_text(texts)
+    with pytest.raises(UserError, match="list of str, not a"):
+      model.confidence(clips(rng), texts)
+  with pytest.raises(UserError, match="number 1 is a NoneType"):
+    model.encode_text(["a dog", None])
+  with pytest.raises(UserError, match="empty list"):
+    model.encode_text([])
   with pytest.raises(UserError, match="text 1 of 2 is empty"):
     model.encode_text(["a dog", " "])
   with pytest.raises(UserError, match="3 clips and 2 texts"):
@@ -179,18 +198,35 @@ def change_weights(folder, change):
   flat = load_file(path)
   change(flat)
   save_file(flat, path)
+  change_config(folder, lambda document: None)
 
 
 def change_config(folder, change):
-  path = folder / "config.json"
-  document = json.loads(path.read_text())
+  """With new checksums, as an export of wrong things would have them."""
+  document = json.loads((folder / "config.json").read_text())
   change(document)
-  path.write_text(json.dumps(document))
+  exported_lib.write_document(folder, document)
 
 
 def other_tokenizer(folder):
   texts = ["quite other words", "and few of them"]
   tokenizer.train_tokenizer(texts, folder / "tokenizer.model", vocab_size=30)
+  change_config(folder, lambda document: None)
+
+
+def set_in(section, **values):
+  return lambda folder: change_config(
+    folder, lambda document: document[section].update(values)
+  )
+
+
+def flipped(name):
+  def flip(folder):
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 1
+    (folder / name).write_bytes(data)
+
+  return flip
 
 
 def cut(name):
@@ -272,6 +308,63 @@ BROKEN = {
       folder, lambda document: document["preprocessing"].pop("frames")
     ),
     "frames",
+  ),
+  "a flipped bit of the weights": (
+    flipped("model.safetensors"),
+    "model.safetensors is damaged: it has other bytes",
+  ),
+  "a flipped bit of the tokenizer": (
+    flipped("tokenizer.model"),
+    "tokenizer.model is damaged: it has other bytes",
+  ),
+  "a number changed by hand": (
+    lambda folder: (folder / "config.json").write_text(
+      (folder / "config.json")
+      .read_text()
+      .replace('"min_crop', ' "min_crop', 1)
+      .replace('"noise_rate": 0.', '"noise_rate": 0.1', 1)
+    ),
+    "config.json is damaged or was changed by hand",
+  ),
+  "no checksums": (
+    lambda folder: (folder / "config.json").write_text(
+      json.dumps(
+        {
+          name: part
+          for name, part in json.loads(
+            (folder / "config.json").read_text()
+          ).items()
+          if name != "sha256"
+        }
+      )
+    ),
+    "its checksums are not those of export",
+  ),
+  "weights that are no numbers": (
+    lambda folder: change_weights(
+      folder, lambda flat: flat[KERNEL].__setitem__((0, 0), np.nan)
+    ),
+    f"not finite, in 1 arrays: {KERNEL}",
+  ),
+  "frames that are not the model's": (
+    set_in("preprocessing", num_frames=8),
+    "preprocessing.num_frames=8 is not the model's 4",
+  ),
+  "a size that is not the model's": (
+    set_in("preprocessing", image_size=64),
+    "preprocessing.image_size=64 is not the model's 32",
+  ),
+  "a noise rate that is no share": (
+    set_in("calibration", noise_rate=5.0),
+    "'calibration' is not as export writes it",
+  ),
+  "a confidence of 5": (
+    set_in("calibration", posterior=[5.0] * density_ratio.BINS),
+    "'calibration' is not as export writes it",
+  ),
+  "a mean that is no number": (
+    set_in("calibration", head=[float("nan"), 1.0]),
+    "'calibration' is not as export writes it",
   ),
   "no tokenizer": (
     lambda folder: (folder / "tokenizer.model").unlink(),
@@ -394,6 +487,40 @@ def test_whatever_stands_in_the_weights_there_is_one_message(
     said.append(settings.attempt(calince_jax.load, folder))
   assert [words for words in said if settings.is_fault(words)] == []
   assert all(said[:4])
+
+
+def test_no_damage_of_an_export_is_silent(exported, tmp_path):
+  rng = np.random.default_rng(4)
+  for turn in range(2 * len(damage.DAMAGES)):
+    what, words = damage.tried(
+      exported, tmp_path / "model", damage.open_export, rng, turn
+    )
+    assert not settings.is_fault(words), (what, words)
+
+
+def test_a_full_disk_leaves_nothing_of_an_export(
+  trained_run, tmp_path, monkeypatch
+):
+  def full(*_, **__):
+    raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+  monkeypatch.setattr(exported_lib, "save_file", full)
+  with pytest.raises(
+    UserError, match="cannot be written .*No space.*make room"
+  ):
+    run_export(trained_run, tmp_path / "model")
+  assert [*tmp_path.iterdir()] == []
+
+
+def test_a_run_whose_config_is_of_another_model_is_refused(
+  trained_run, tmp_path
+):
+  run = shutil.copytree(trained_run, tmp_path / "run")
+  document = json.loads((run / "config.json").read_text())
+  document["config"]["model"]["embedding_dim"] = 24
+  (run / "config.json").write_text(json.dumps(document))
+  with pytest.raises(UserError, match="and config.json does not fit the model"):
+    from_run.open_run(str(run))
 
 
 def test_an_export_of_the_format_before_loads(tmp_path):

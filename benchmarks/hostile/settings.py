@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from benchmarks.hostile import manifests
 from benchmarks.hostile.films import film
-from calince_jax import cli, fields
+from calince_jax import cli, fields, files
 from calince_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -210,9 +210,12 @@ def open_run(workdir: Path) -> None:
 
 
 def open_export(folder: Path) -> None:
-  """What a user of an exported model opens."""
+  """What a user of an exported model opens, checksums made anew."""
   import calince_jax
+  from calince_jax.inference import exported
 
+  with contextlib.suppress(UserError):
+    exported.write_document(folder, files.read_json(folder / "config.json"))
   model = calince_jax.load(folder)
   model.confidence(np.zeros((2, 3, 8, 8, 3), np.uint8), ["a", "b"])
 

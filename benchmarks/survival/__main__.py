@@ -2,10 +2,11 @@
 
     python -m benchmarks.survival [--out=runs/survival] [--kills=50]
 
-Three parts, each with its table in OUT: a data set and a run that are killed
+Four parts, each with its table in OUT: a data set and a run that are killed
 again and again, compared with ones that were left alone (kills.md); a run of
 two processes of which one is killed (peers.md); the memory of a long run of
-short epochs (soak.md). About an hour on two cores.
+short epochs (soak.md); two runs in one folder (rivals.md). About an hour on two
+cores.
 """
 
 import functools
@@ -28,6 +29,7 @@ from benchmarks.survival.kills import (
 )
 from benchmarks.survival.peers import kill_one_of_two, peer_log, start_two
 from benchmarks.survival.processes import finish, start
+from benchmarks.survival.rivals import staggered, two_at_once
 from benchmarks.survival.soak import slope, soak
 from calince_jax import cli
 
@@ -50,6 +52,8 @@ SETTINGS = {
   "objective.memory": 0.5,
   "objective.trust": "schedule",  # the memory of pairs goes with it
 }
+OTHERS = 20  # runs that are started beside one
+RIVAL_STEPS = 10**6  # of the one, which is ended by SIGTERM
 EVERY = 1.0  # seconds between two looks at the memory
 
 
@@ -59,7 +63,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("kills", 50, "kills of a run; of prepare, a fifth", 1)
   flags.DEFINE_integer("soak_steps", 20_000, "steps of the long run", 100)
   flags.DEFINE_integer("seed", 0, "seed of the moments")
-  flags.DEFINE_list("parts", ["kills", "peers", "soak"], "parts to run")
+  flags.DEFINE_list("parts", ["kills", "peers", "soak", "rivals"], "parts")
 
 
 def train_words(data: Path, **changes: Any) -> list[str]:
@@ -85,6 +89,7 @@ def measure(
     "kills": functools.partial(report_kills, number=kills, seed=seed),
     "peers": report_peers,
     "soak": functools.partial(report_soak, steps=soak_steps),
+    "rivals": functools.partial(report_rivals, seed=seed),
   }
   data = corpus(out)
   for name in parts:
@@ -202,6 +207,31 @@ def report_peers(out: Path, data: Path) -> str:
   return "\n".join(lines) + (
     "\n\nTime limit (--peer_timeout): 10 s. Started again, both runs end as the"
     f" one in which nothing was killed: {verdict}."
+  )
+
+
+def report_rivals(out: Path, data: Path, seed: int) -> str:
+  """Two at once in a new folder, then twenty beside one that goes on."""
+  for path in out.glob("rivals*"):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  words = train_words(data, total_steps=6)
+  ends = two_at_once(words, out / "rivals_new")
+  lines = ["| two at once | status | last words |", "|---|---|---|"]
+  lines += [
+    f"| {i} | {status} | {said[:160]} |"
+    for i, (status, said) in enumerate(ends)
+  ]
+  words = train_words(data, total_steps=RIVAL_STEPS)
+  found = staggered(words, out / "rivals", OTHERS, random.Random(seed))
+  steps = found["steps"]
+  whole = steps == list(range(1, len(steps) + 1))
+  return "\n".join(lines) + (
+    f"\n\nBeside a run that went on, {found['refused']} of {OTHERS} others were"
+    f" refused in one line that names it; ended by SIGTERM with status"
+    f" {found['status']}, it had logged {len(steps)} steps,"
+    f" {'none' if whole else '**some**'} of them lost."
+    + ("" if found["alive"] else " **It had ended before the last of them.**")
+    + "".join(f"\n\n**{said}**" for said in found["words"])
   )
 
 

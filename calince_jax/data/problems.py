@@ -11,7 +11,7 @@ import os
 import pathlib
 
 from calince_jax.errors import UserError
-from calince_jax.files import write_atomic
+from calince_jax.files import without_controls, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,5 +113,5 @@ class Ledger:
 def _harmless(problem: Problem) -> Problem:
   """Writes the path as ./PATH where a spreadsheet would see a formula."""
   if problem.path.startswith(("=", "+", "-", "@")):
-    return dataclasses.replace(problem, path=f"./{problem.path}")
-  return problem
+    problem = dataclasses.replace(problem, path=f"./{problem.path}")
+  return Problem(*map(without_controls, dataclasses.astuple(problem)))

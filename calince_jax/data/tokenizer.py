@@ -73,6 +73,8 @@ def train_tokenizer(
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).rpartition("]")[2].strip() or "it is too small"
+    if "required_chars" in reason:  # SentencePiece names flags of its own
+      reason = "there are more characters than that; raise --vocab_size"
     raise UserError(
       f"the tokenizer cannot be trained on {len(texts)} captions with "
       f"vocab_size={vocab_size}: {reason}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from calince_jax.files import write_atomic
+from calince_jax.files import without_controls, write_atomic
 
 COLUMNS = ("pair_index", "id", "text", "confidence", "alignment_score")
 OUTPUTS = ("head", "cosine")  # columns as well, where the model has them
@@ -50,7 +50,11 @@ def write_pairs(path: epath.Path, pairs: Sequence[dict[str, Any]]) -> None:
 
 
 def no_formula(text: str) -> str:
-  """`text`, behind a ' where a spreadsheet would take it for a formula."""
+  """`text`, behind a ' where a spreadsheet would take it for a formula.
+
+  Control characters are written as escapes.
+  """
+  text = without_controls(text)
   return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 

@@ -7,9 +7,13 @@ tokenizer.model     of the captions
 README.md           the model card
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +28,21 @@ from calince_jax import fields, old_formats
 from calince_jax.data.input.sampling import Sampling
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError, check_choice
-from calince_jax.files import atomic_folder
+from calince_jax.files import atomic_folder, file_sha256, read_json
 from calince_jax.inference.model import VideoTextModel
 from calince_jax.losses import calibration, density_ratio
 from calince_jax.models.cali_nce import ModelConfig, init_params
 from calince_jax.runtime.sharding import path_name
 
-FORMAT_VERSION = 3
-READ_VERSIONS = (2, 3)
+FORMAT_VERSION = 4
+READ_VERSIONS = (2, 3, 4)
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PARAMS = "params"
 TOKENIZER = "tokenizer.model"
 CARD = "README.md"
+SECTIONS = ("model", "calibration", "preprocessing")
+CHECKED = (WEIGHTS, TOKENIZER)  # whose SHA-256 stands in config.json
 CALIBRATION = {"trained", "scorer", "noise_rate", "head", "cosine", "posterior"}
 
 
@@ -71,14 +77,30 @@ def write(
   folder = Path(folder).resolve()  # Orbax wants an absolute path
   check_free(folder)
   with atomic_folder(folder) as partial:
-    write_model(partial, model)
-    (partial / TOKENIZER).write_bytes(tokenizer)
-    (partial / CARD).write_text(card, encoding="utf-8")
+    with _writing(folder):
+      (partial / TOKENIZER).write_bytes(tokenizer)
+      write_model(partial, model)
+      card = card.encode("utf-8", "backslashreplace")
+      (partial / CARD).write_bytes(card)
     check_equal(model, load(partial))
 
 
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+  """Explains an error of the disk; each library has a class of its own."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    why = " ".join(str(error).split())[:300] or type(error).__name__
+    raise UserError(
+      f"{folder} cannot be written ({why}); make room, or choose another --out"
+    ) from error
+
+
 def write_model(folder: Path, model: VideoTextModel) -> None:
-  """Writes the parameters, twice, and config.json."""
+  """Writes the parameters, twice, and config.json beside the tokenizer."""
   save_file(
     flatten(model.params), folder / WEIGHTS, metadata={"format": "flax"}
   )
@@ -90,7 +112,22 @@ def write_model(folder: Path, model: VideoTextModel) -> None:
     "preprocessing": dataclasses.asdict(model.sampling),
     "calibration": model.calibration,
   }
+  write_document(folder, document)
+
+
+def write_document(folder: Path, document: dict[str, Any]) -> None:
+  """Writes config.json, with the checksums of itself and the other files."""
+  digests = {name: file_sha256(folder / name) for name in CHECKED}
+  document = document | {"sha256": digests}
+  digests[CONFIG] = _digest(document)
   (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _digest(document: dict[str, Any]) -> str:
+  """SHA-256 of what config.json says, but for that number itself."""
+  files = {k: v for k, v in document["sha256"].items() if k != CONFIG}
+  text = json.dumps(document | {"sha256": files}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_equal(model: VideoTextModel, loaded: VideoTextModel) -> None:
@@ -129,6 +166,12 @@ def load(directory: str | Path) -> VideoTextModel:
     if not (folder / name).is_file():
       raise UserError(f"{folder} is not an exported model: {name} is missing")
   document = read_document(folder / CONFIG)
+  for name, digest in document.get("sha256", {}).items():
+    if name != CONFIG and file_sha256(folder / name) != digest:
+      raise UserError(
+        f"{folder / name} is damaged: it has other bytes than export wrote;"
+        " copy the folder again, or export again"
+      )
   where = f"{folder / CONFIG}: model"
   config = config_lib.model_from_dict(document["model"], where)
   try:
@@ -157,31 +200,54 @@ def read_document(path: Path) -> dict[str, Any]:
     UserError: it is damaged, of another format, or lacks what `load` reads.
   """
   try:
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
     version = document["format_version"]
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    what = f"{type(error).__name__}: {error}"
-    raise UserError(f"{path} is damaged: {what}") from error
-  if version not in READ_VERSIONS:
+  except KeyError:
+    raise UserError(f"{path} is damaged: no format_version") from None
+  if type(version) is not int or version not in READ_VERSIONS:
     raise UserError(
       f"{path.parent} is of format {version}; this calince_jax reads the"
       f" formats {list(READ_VERSIONS)}"
     )
+  _check_digest(version, document, path)
   document = old_formats.upgrade_export(version, document)
   check_document(document, str(path))
   return document
 
 
+def _check_digest(version: int, document: dict[str, Any], path: Path) -> None:
+  """UserError where a file is not what export wrote; no digests before 4."""
+  known = {"format_version", *SECTIONS} | ({"sha256"} if version > 3 else set())
+  if unknown := sorted(set(document) - known):
+    raise UserError(f"{path} has unknown keys: {unknown}")
+  if version <= 3:
+    return
+  digests = document.get("sha256")
+  if not isinstance(digests, dict) or set(digests) != {*CHECKED, CONFIG}:
+    raise UserError(f"{path} is damaged: its checksums are not those of export")
+  if digests[CONFIG] != _digest(document):
+    raise UserError(
+      f"{path} is damaged or was changed by hand: its checksum is another;"
+      " copy the folder again, or export again"
+    )
+
+
 def check_document(document: dict[str, Any], where: str) -> None:
   """UserError unless an exported config.json holds all that `load` reads."""
-  sections = ("model", "calibration", "preprocessing")
-  missing = [s for s in sections if not isinstance(document.get(s), dict)]
+  missing = [s for s in SECTIONS if not isinstance(document.get(s), dict)]
   if missing:
     raise UserError(f"{where} lacks {missing}")
   wrong = sorted(set(document["calibration"]) ^ CALIBRATION)
   if wrong:
     raise UserError(f"{where}: unknown or missing in 'calibration': {wrong}")
   fields.check(Sampling, document["preprocessing"], f"{where}: preprocessing")
+  for name in ("num_frames", "image_size"):
+    wanted = document["model"].get(name)
+    given = document["preprocessing"][name]
+    if given != wanted:
+      raise UserError(
+        f"{where}: preprocessing.{name}={given} is not the model's {wanted}"
+      )
   _check_calibration(document["calibration"], where)
 
 
@@ -195,7 +261,11 @@ def _check_calibration(frozen: dict[str, Any], where: str) -> None:
   if fits:
     numbers = [x for name in lengths for x in frozen[name]]
     numbers.append(frozen["noise_rate"])
-    fits = all(type(x) in (int, float) for x in numbers)
+    fits = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+  if fits:
+    shares = [*frozen["posterior"], frozen["noise_rate"]]
+    deviations = (frozen["head"][1], frozen["cosine"][1])
+    fits = all(0 <= x <= 1 for x in shares) and min(deviations) >= 0
   if not fits:
     raise UserError(
       f"{where}: 'calibration' is not as export writes it; run export again"
@@ -214,7 +284,8 @@ def strict_params(
     where: named in the message.
 
   Raises:
-    UserError: lists the missing, unexpected and misshapen parameters.
+    UserError: lists the missing, unexpected and misshapen parameters, or those
+      that are not finite.
   """
   expected = jax.eval_shape(
     functools.partial(init_params, config.build(), seed=0)
@@ -240,6 +311,16 @@ def strict_params(
       if names
     ]
     raise UserError(f"{where} does not fit the model: {'; '.join(listed)}")
+  broken = sorted(
+    name
+    for name, leaf in flat.items()
+    if not np.isfinite(leaf.astype(np.float32)).all()
+  )
+  if broken:
+    raise UserError(
+      f"{where} holds numbers that are not finite, in {len(broken)} arrays:"
+      f" {', '.join(broken[:5])}"
+    )
   return jax.tree_util.tree_map_with_path(
     lambda path, _: jnp.asarray(flat[path_name(path)]), expected
   )

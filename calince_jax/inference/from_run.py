@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 
 from calince_jax import config as config_lib
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import check_choice
+from calince_jax.inference.exported import flatten, strict_params
 from calince_jax.inference.model import VideoTextModel
 from calince_jax.losses import calibration
 from calince_jax.runtime import checkpoint
@@ -28,16 +27,19 @@ def open_run(
     params: `ema_params`, the moving average, or `params`.
 
   Raises:
-    UserError: not the folder of a run, or no such checkpoint.
+    UserError: not the folder of a run, no such checkpoint, or its parameters
+      are not those of the model that config.json describes.
   """
   check_choice("params", params, PARAMS)
   config = config_lib.read_run(workdir)
   step, saved = checkpoint.restore_parts(workdir, step, [params, "calibration"])
   tokenizer = Tokenizer(epath.Path(workdir) / TOKENIZER)
   objective = config_lib.objective(config)
+  shape = config_lib.model_config(config, tokenizer.vocabulary)
+  where = f"checkpoint {step} of {workdir}"
   model = VideoTextModel(
-    config_lib.model_config(config, tokenizer.vocabulary),
-    jax.tree.map(jnp.asarray, saved[params]),
+    shape,
+    strict_params(shape, flatten(saved[params]), f"{where} and config.json"),
     tokenizer,
     {"trained": bool(objective.correspondence_weight)}
     | calibration.inference_calibration(

@@ -135,21 +135,13 @@ class VideoTextModel:
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The token ids of B texts, int32 [B, L], and a bool mask [B, L]."""
-    if isinstance(texts, str):
-      raise UserError("texts must be a list of str, not one str")
-    return self.tokenizer.encode(texts, self.config.text_length)
+    return self.tokenizer.encode(as_texts(texts), self.config.text_length)
 
   def _encode_text(self, texts):
     return self.text_outputs(*self.tokenize(texts))
 
   def _encode_video(self, video):
-    video = np.asarray(video)
-    if video.dtype != np.uint8 or video.ndim != 5 or video.shape[-1] != 3:
-      raise UserError(
-        "video must be uint8 [B, T, H, W, 3], not"
-        f" {video.dtype} {list(video.shape)}"
-      )
-    return self.video_outputs(self._fit(video))
+    return self.video_outputs(self._fit(as_clips(video)))
 
   def _fit(self, video):
     """Samples, crops and resizes clips to the model's own shape."""
@@ -165,7 +157,49 @@ class VideoTextModel:
     return jnp.round(video.clip(0, 255)).astype(jnp.uint8)
 
 
-def check_pairs(video: np.ndarray, texts: Sequence[str]) -> None:
+def as_clips(video: Any) -> np.ndarray:
+  """Clips as uint8 [B, T, H, W, 3], each of at least one frame and pixel.
+
+  Raises:
+    UserError: they are anything else.
+  """
+  wanted = "video must be uint8 [B, T, H, W, 3]"
+  try:
+    video = np.asarray(video)
+  except ValueError:
+    raise UserError(
+      f"{wanted}: the clips given differ in length or size; encode them one by"
+      " one"
+    ) from None
+  if video.dtype != np.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+    given = f"{video.dtype} {list(video.shape)}"
+    raise UserError(f"{wanted}, not {given}")
+  if 0 in video.shape:
+    raise UserError(
+      f"{wanted} of at least one clip, frame and pixel, not {list(video.shape)}"
+    )
+  return video
+
+
+def as_texts(texts: Any) -> list[str]:
+  """At least one text, as a list; UserError for anything else."""
+  if isinstance(texts, str):
+    raise UserError("texts must be a list of str, not one str")
+  if not isinstance(texts, (Sequence, np.ndarray)):
+    kind = type(texts).__name__
+    raise UserError(f"texts must be a list of str, not a {kind}")
+  texts = list(texts)
+  for n, text in enumerate(texts):
+    if not isinstance(text, str):
+      kind = type(text).__name__
+      raise UserError(f"texts must be a list of str; number {n} is a {kind}")
+  if not texts:
+    raise UserError("texts is an empty list; give at least one")
+  return [str(text) for text in texts]
+
+
+def check_pairs(video: Any, texts: Any) -> None:
   """UserError unless there are as many texts as clips."""
-  if len(video) != len(texts):
-    raise UserError(f"{len(video)} clips and {len(texts)} texts: not pairs")
+  clips, words = len(as_clips(video)), len(as_texts(texts))
+  if clips != words:
+    raise UserError(f"{clips} clips and {words} texts: not pairs")

@@ -1,6 +1,5 @@
 """The README of an exported model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,14 @@ import jax
 from etils import epath
 
 from calince_jax import config as config_lib
+from calince_jax.files import read_json
 from calince_jax.inference.model import VideoTextModel
 
 
 def read_results(workdir: epath.Path) -> dict[str, dict[str, Any]]:
   """What evaluate has written into a run folder so far, by task."""
   return {
-    path.stem: json.loads(path.read_text())
+    path.stem: read_json(path)
     for path in sorted((workdir / "eval").glob("*.json"))
   }
 

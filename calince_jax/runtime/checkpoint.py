@@ -2,7 +2,9 @@
 
 WORKDIR/checkpoints/STEP holds the whole TrainState (state) and the
 configuration that made it (config), which WORKDIR/config.json repeats, so that
-a run can be resumed, evaluated or exported from its folder alone.
+a run can be resumed, evaluated or exported from its folder alone. Before a
+checkpoint gets its name, the checksums of its files are written into it
+(checksums.py), and they are compared before it is restored.
 """
 
 import contextlib
@@ -20,10 +22,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from calince_jax.errors import UserError
-from calince_jax.runtime import distributed, run_folder
+from calince_jax.files import in_bucket, read_json
+from calince_jax.runtime import checksums, distributed, run_folder
 
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what is being written
 # Counters of TrainState that a checkpoint of an older format lacks: they are 0.
 LATER_COUNTERS = ("skipped_steps",)  # since format 2
+# What a checkpoint says of itself since it has checksums.
+CHECKED = {"checksums": True}
 # The item of pair statistics, and its name in checkpoints written before.
 PAIR_STATISTICS, OLD_PAIR_STATISTICS = "pair_statistics", "visits"
 
@@ -50,14 +56,27 @@ def open_checkpoints(
     UserError: at exit, a checkpoint that was being saved cannot be.
   """
   _silence_orbax()
-  manager = ocp.CheckpointManager(
-    checkpoints_folder(workdir),
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=None if read_only else keep,
-      create=not read_only,
-      read_only=read_only,
-    ),
-  )
+  folder = checkpoints_folder(workdir)
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"{folder} is not a folder; move it away")
+  finished = functools.partial(_write_checksums, folder)
+  try:
+    manager = ocp.CheckpointManager(
+      folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=None if read_only else keep,
+        create=not read_only,
+        read_only=read_only,
+        async_options=ocp.AsyncOptions(post_finalization_callback=finished),
+      ),
+    )
+  except Exception as error:
+    if distributed.is_lost_connection(error):
+      raise
+    raise UserError(
+      f"the checkpoints in {folder} cannot be opened ({_first_line(error)});"
+      " repair the folder"
+    ) from error
   try:
     yield manager
   except BaseException:
@@ -92,11 +111,22 @@ def _silence_orbax() -> None:
   )
 
 
+def _write_checksums(folder: epath.Path) -> None:
+  """Of what has been written whole, and has not got its name yet."""
+  for path in folder.iterdir():
+    if not path.is_dir() or checksums.exist(path):
+      continue
+    if TEMPORARY in path.name or (
+      in_bucket(path) and not (path / "commit_success.txt").exists()
+    ):
+      checksums.write(path)
+
+
 def half_written(workdir: str) -> list[str]:
   """The names of checkpoints that a killed run did not finish writing."""
   folder = checkpoints_folder(workdir)
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  return sorted(name for name in names if ".orbax-checkpoint-tmp" in name)
+  return sorted(name for name in names if TEMPORARY in name)
 
 
 def save(
@@ -123,7 +153,7 @@ def save(
     return
   items = {
     "state": ocp.args.StandardSave(state),
-    "config": ocp.args.JsonSave(run_folder.document(config)),
+    "config": ocp.args.JsonSave(run_folder.document(config) | CHECKED),
   }
   if pair_statistics:
     items[PAIR_STATISTICS] = ocp.args.StandardSave(dict(pair_statistics))
@@ -142,22 +172,80 @@ def _saving(manager):
   """Explains an error of the disk, which may belong to an earlier save."""
   try:
     yield
-  except (OSError, ValueError, RuntimeError) as error:
+  except Exception as error:
     if distributed.is_lost_connection(error):  # not an error of the disk
       raise
     raise UserError(
       f"no checkpoint can be saved in {manager.directory}"
       f" ({_first_line(error)}); make room, or repair the folder"
-      f" ({_complete_steps(manager.directory)})"
+      f" ({_whole_steps(manager.directory)})"
     ) from error
 
 
-def _complete_steps(folder):
+def all_steps(manager: ocp.CheckpointManager) -> list[int]:
+  """The steps of the checkpoints that were finished, rising."""
   try:
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return sorted(manager.all_steps())
+  except Exception as error:
+    raise UserError(
+      f"the checkpoints in {manager.directory} cannot be listed"
+      f" ({_first_line(error)}); repair the folder"
+    ) from error
+
+
+def _whole_steps(folder, without=None):
+  """Those that are as they were saved, for a message."""
+  try:
+    steps = sorted(
+      int(path.name)
+      for path in folder.iterdir()
+      if path.name.isdecimal()
+      and path.name != str(without)
+      and _looks_whole(path)
+    )
   except OSError:
     steps = []
-  return f"complete there: {', '.join(map(str, steps)) or 'none'}"
+  return f"whole there: {', '.join(map(str, steps)) or 'none'}"
+
+
+def _looks_whole(path):
+  named = (path / "config").is_dir() and (path / "state").is_dir()
+  return named and not checksums.damage(path)
+
+
+def _check_whole(folder, step):
+  """UserError where a checkpoint is not as it was saved.
+
+  Each process of several reads its share of the files.
+  """
+  path = folder / str(step)
+  shares = jax.process_index(), jax.process_count()
+  found = checksums.damage(path, *shares)
+  found += [
+    f"{name} is missing"
+    for name in ("config", "state")
+    if not (path / name).is_dir()
+  ]
+  if found:
+    raise UserError(_damaged(folder, step, checksums.describe(found)))
+  if not checksums.exist(path):
+    document = read_json(path / "config" / "metadata")
+    if CHECKED.items() <= document.items():
+      raise UserError(_damaged(folder, step, f"{checksums.FILE} is missing"))
+    print(
+      f"note: checkpoint {step} has no checksums (an older version wrote it);"
+      " it is not checked",
+      flush=True,
+    )
+
+
+def _damaged(folder, step, why):
+  earlier = _whole_steps(folder, step)
+  return (
+    f"checkpoint {step} in {folder} is damaged, or does not fit the configured"
+    f" model: {why}; to go on from another one ({earlier}), move {step} out of"
+    " the folder"
+  )
 
 
 def _first_line(error):
@@ -178,7 +266,8 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   Raises:
     UserError: the checkpoint is of another model, damaged or of a newer format.
   """
-  try:
+  _check_whole(manager.directory, step)
+  with _restoring(manager.directory, step):
     config = ocp.args.Composite(config=ocp.args.JsonRestore())
     document = manager.restore(step, args=config).config
     version, _ = run_folder.check_format(document, f"checkpoint {step}")
@@ -200,23 +289,14 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
       restored["calibration"] |= _fitted_pair_memory(
         restored["calibration"].pop("memory"), _fields(abstract)["calibration"]
       )
-  except (ValueError, KeyError, TypeError, OSError) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(
-      f"checkpoint {step} in {manager.directory} does not fit the configured"
-      f" model, or is damaged: {str(error)[:600]}; to resume from an earlier"
-      f" one ({_complete_steps(manager.directory)}), move {step} out of the"
-      " folder"
-    ) from error
-  zeros = {
-    name: jax.jit(
-      functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
-      out_shardings=leaf.sharding,
-    )()
-    for name, leaf in missing.items()
-  }
-  return type(abstract)(**restored, **zeros)
+    zeros = {
+      name: jax.jit(
+        functools.partial(jnp.zeros, leaf.shape, leaf.dtype),
+        out_shardings=leaf.sharding,
+      )()
+      for name, leaf in missing.items()
+    }
+    return type(abstract)(**restored, **zeros)
 
 
 def _saved_pair_memory(manager, step):
@@ -246,6 +326,20 @@ def _fitted_pair_memory(saved, expected):
   return {"memory": jax.tree.map(fit, dict(saved), expected["memory"])}
 
 
+@contextlib.contextmanager
+def _restoring(folder, step):
+  """Explains whatever Orbax raises of a checkpoint."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    if distributed.is_lost_connection(error):
+      raise
+    why = " ".join(str(error).split())[:400] or type(error).__name__
+    raise UserError(_damaged(folder, step, why)) from error
+
+
 def _fields(tree):
   return dict(tree if isinstance(tree, Mapping) else vars(tree))
 
@@ -257,7 +351,8 @@ def restore_pair_statistics(
   for name in (PAIR_STATISTICS, OLD_PAIR_STATISTICS):
     if (manager.directory / str(step) / name).exists():
       items = ocp.args.Composite(**{name: ocp.args.StandardRestore()})
-      return manager.restore(step, args=items)[name]
+      with _restoring(manager.directory, step):
+        return manager.restore(step, args=items)[name]
   return {}
 
 
@@ -278,16 +373,20 @@ def restore_parts(
   if not directory.is_dir():
     raise UserError(f"{workdir} has no checkpoints; has the run been trained?")
   with open_checkpoints(workdir, read_only=True) as manager:
-    steps = manager.all_steps()
+    steps = all_steps(manager)
   if not steps:
     raise UserError(f"{directory} holds no finished checkpoint")
   step = max(steps) if step is None else step
   if step not in steps:
     raise UserError(f"{directory} holds the steps {sorted(steps)}, not {step}")
+  _check_whole(directory, step)
   item = directory / str(step) / "state"
   host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with _restoring(directory, step), ocp.PyTreeCheckpointer() as checkpointer:
     saved = checkpointer.metadata(item).item_metadata.tree
+    lacking = [name for name in names if name not in saved]
+    if lacking:
+      raise ValueError(f"its state lacks {lacking}")
     target = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host),
       {name: saved[name] for name in names},
@@ -300,4 +399,4 @@ def restore_parts(
         partial_restore=True,
       ),
     )
-  return step, jax.device_get(restored)
+    return step, jax.device_get(restored)

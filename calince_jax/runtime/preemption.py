@@ -1,6 +1,7 @@
-"""Preemption: the first SIGTERM asks a run to save and end, the second ends it.
+"""Preemption: the first signal asks a run to save and end, the second ends it.
 
-Slurm, Kubernetes and clouds send SIGTERM before they take a machine away.
+Slurm, Kubernetes and clouds send SIGTERM before they take a machine away; a
+person presses Ctrl-C (SIGINT).
 """
 
 import contextlib
@@ -10,21 +11,25 @@ import sys
 import threading
 from collections.abc import Iterator
 
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
 
 class Preemption:
-  """Whether this process has received SIGTERM; see `listening`.
+  """Whether this process has been asked to end; see `listening`.
 
   Attributes:
-    requested: whether SIGTERM was received.
+    requested: whether one of NAMES was received.
+    reason: its name, SIGTERM where another process received it.
   """
 
   def __init__(self):
     """No signal was received."""
     self.requested = False
+    self.reason = NAMES[signal.SIGTERM]
 
   @contextlib.contextmanager
   def listening(self) -> Iterator["Preemption"]:
-    """Inside, SIGTERM sets `requested`; a second SIGTERM ends the process.
+    """Inside, a signal sets `requested`; a second one ends the process.
 
     Enter it after the processes have joined, because JAX then installs a
     handler of its own. Outside the main thread it does nothing.
@@ -36,7 +41,11 @@ class Preemption:
     os.set_blocking(writer, False)
     # Python runs a handler only when the main thread returns from C++, which
     # may take minutes; the byte is written at once.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    before = {
+      number: signal.signal(number, lambda *_: None)
+      for number in NAMES
+      if signal.getsignal(number) is not signal.SIG_IGN  # under nohup and &
+    }
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     thread = threading.Thread(target=self._listen, args=(reader,), daemon=True)
     thread.start()
@@ -44,21 +53,23 @@ class Preemption:
       yield self
     finally:
       signal.set_wakeup_fd(wakeup)
-      signal.signal(signal.SIGTERM, before)
+      for number, handler in before.items():
+        signal.signal(number, handler)
       os.close(writer)
       thread.join()
       os.close(reader)
 
   def _listen(self, reader):
     while byte := os.read(reader, 1):
-      if byte[0] != signal.SIGTERM:
+      if byte[0] not in NAMES:
         continue
+      name = NAMES[byte[0]]
       if self.requested:
-        _print("SIGTERM again: ending at once; the last checkpoint is complete")
-        os._exit(128 + signal.SIGTERM)
-      self.requested = True
+        _print(f"{name} again: ending at once; the last checkpoint is complete")
+        os._exit(128 + byte[0])
+      self.reason, self.requested = name, True
       _print(
-        "SIGTERM: saving at the end of this step; send it again to end at once"
+        f"{name}: saving at the end of this step; send it again to end at once"
       )
 
 

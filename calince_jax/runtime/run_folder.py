@@ -5,6 +5,7 @@ WORKDIR/data.json         which data sets, by their content
 WORKDIR/tokenizer.model   of their captions
 """
 
+import fnmatch
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,39 @@ from typing import Any
 from etils import epath
 
 from calince_jax.errors import UserError
-from calince_jax.files import write_atomic
+from calince_jax.files import read_file, read_json, read_text, write_atomic
 
 FORMAT_VERSION = 3  # of checkpoints and config.json
+# What train, evaluate and report write into a run folder.
+WRITTEN = (
+  "checkpoints", "config.json", "data.json", "eval", "events.jsonl",
+  "ledger*.csv", "lock.json", "metrics.jsonl", "report.html", "stall*.txt",
+  "tensorboard", "tokenizer.model", "*.partial",
+)  # fmt: skip
+# What a launcher may have put there before.
+BESIDE = (".*", "*.log", "*.out", "*.err", "*.txt", "*.py", "*.sh", "*.yaml")
+
+
+def check_free(workdir: str) -> None:
+  """UserError unless the folder is a run's, or could become one's.
+
+  A run that was killed when it began has written some of its files alone.
+  """
+  folder = epath.Path(workdir)
+  if not folder.exists() or exists(workdir):
+    return
+  if not folder.is_dir():
+    raise UserError(f"--workdir={workdir} is not a folder; choose another")
+  foreign = [
+    path.name
+    for path in folder.iterdir()
+    if not any(fnmatch.fnmatch(path.name, one) for one in WRITTEN + BESIDE)
+  ]
+  if foreign:
+    raise UserError(
+      f"--workdir={workdir} is neither empty nor the folder of a run: it holds"
+      f" {', '.join(sorted(foreign)[:3])}; choose another"
+    )
 
 
 def begin(
@@ -75,11 +106,12 @@ def read_document(workdir: str) -> tuple[int, dict[str, Any]]:
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     raise UserError(f"{workdir} is not the folder of a run: no config.json")
+  document = read_json(path)
   try:
-    return check_format(json.loads(path.read_text()), path)
+    return check_format(document, path)
   except UserError:
     raise
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     why = f"{type(error).__name__}: {error}"
     raise UserError(f"{path} is damaged: {why}") from error
 
@@ -141,9 +173,9 @@ def differences(
 
 def tokenizer_of(workdir: str, path: Path) -> bytes:
   """The data's tokenizer; UserError where the run began with another."""
-  content = path.read_bytes()
+  content = read_file(path)
   kept = epath.Path(workdir) / "tokenizer.model"
-  if kept.exists() and kept.read_bytes() != content:
+  if kept.exists() and read_file(kept) != content:
     raise UserError(
       f"{path} is not the tokenizer that {workdir} began with: its data was"
       " prepared anew; choose another --workdir"
@@ -173,7 +205,9 @@ def data_of(workdir: str, folders: Sequence[str], infos: Sequence[Any]) -> str:
   if not kept.exists():
     return text
   try:
-    before = [dict(one) for one in json.loads(kept.read_text())]
+    before = [dict(one) for one in json.loads(read_text(kept))]
+  except UserError:
+    raise
   except (ValueError, TypeError, RecursionError) as error:
     raise UserError(f"{kept} is damaged: {error}") from error
   if len(before) != len(now):

@@ -1,5 +1,6 @@
 """Detects a stalled run, and writes the stack of each of its threads."""
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -9,6 +10,9 @@ import time
 from collections.abc import Callable
 
 from etils import epath
+
+from calince_jax.errors import UserError
+from calince_jax.files import write_atomic
 
 
 class Watchdog:
@@ -65,8 +69,10 @@ class Watchdog:
           f"no progress for {stalled:.0f} s; the last progress was {last}"
         )
         stacks = all_stacks()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(f"{message}\n\n{stacks}")
+        # The watch must go on, also where nothing can be written.
+        with contextlib.suppress(OSError, UserError):
+          self._path.parent.mkdir(parents=True, exist_ok=True)
+          write_atomic(self._path, f"{message}\n\n{stacks}")
         print(
           f"warning: {message}; {self._path} has the stack of each thread",
           file=sys.stderr,

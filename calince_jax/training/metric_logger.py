@@ -198,7 +198,7 @@ def _step(line):
   """The step of a row of metrics.jsonl; a damaged row counts as late."""
   try:
     return int(json.loads(line)["step"])
-  except (ValueError, KeyError, TypeError, RecursionError):
+  except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
     return math.inf
 
 

@@ -1,16 +1,19 @@
 """A training run, from joining the processes to the last checkpoint."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from calince_jax import config as config_lib
 from calince_jax.runtime import (
   checkpoint,
   compile_cache,
   distributed,
+  folder_lock,
+  run_folder,
   sharding,
 )
 from calince_jax.runtime.preemption import Preemption
@@ -94,11 +97,13 @@ def train(
   mesh, data, training = setup.open_training(config, devices)
   corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
 
-  if jax.process_index() == 0:
-    setup.open_run_folder(config, workdir, data)
-  with checkpoint.open_checkpoints(
-    workdir, keep=config["keep_checkpoints"]
-  ) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(claimed(workdir))
+      setup.open_run_folder(config, workdir, data)
+    checkpoints = stack.enter_context(
+      checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"])
+    )
     state, first_step, pair_statistics = setup.start_or_resume(
       checkpoints, training, config["seed"]
     )
@@ -153,7 +158,20 @@ def train(
         state,
       )
       checkpoint.wait(checkpoints)
-      report_end(config, workdir, int(state.step), logger)
+      report_end(config, workdir, int(state.step), logger, preemption.reason)
+
+
+@contextlib.contextmanager
+def claimed(workdir: str) -> Iterator[None]:
+  """Makes the run folder, and holds it against other runs."""
+  run_folder.check_free(workdir)
+  epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+  with folder_lock.held(
+    workdir,
+    "another run",
+    lambda message: distributed.end_run(message, status=2),
+  ):
+    yield
 
 
 def print_start(
@@ -221,7 +239,11 @@ def describe_step(config: dict[str, Any], training: setup.Training) -> str:
 
 
 def report_end(
-  config: dict[str, Any], workdir: str, step: int, logger: MetricLogger | None
+  config: dict[str, Any],
+  workdir: str,
+  step: int,
+  logger: MetricLogger | None,
+  reason: str,
 ) -> None:
   """Reports in process 0 whether the run is finished or was preempted."""
   if logger is None:
@@ -231,7 +253,7 @@ def report_end(
     logger.event(step, "finished", **logger.speed())
     print(f"finished: step {step} in {workdir}", flush=True)
   else:
-    logger.event(step, "stopped", reason="SIGTERM", **logger.speed())
+    logger.event(step, "stopped", reason=reason, **logger.speed())
     print(
       f"stopped: saved step {step} of {total} in {workdir}; the same command"
       " resumes the run",

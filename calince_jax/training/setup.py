@@ -17,6 +17,7 @@ from calince_jax.errors import UserError
 from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
+from calince_jax.training import memory
 from calince_jax.training import step as train_step
 from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.optimizer import (
@@ -104,6 +105,7 @@ def open_training(
   """
   mesh = open_mesh(config, devices)
   data = open_data(config)
+  memory.check(config, mesh)
   training = compile_training(
     config,
     mesh,
@@ -280,9 +282,10 @@ def start_or_resume(
   Returns:
     The state, its step, and the pair statistics saved with it.
   """
-  step = manager.latest_step()
-  if step is None:
+  steps = checkpoint.all_steps(manager)
+  if not steps:
     return training.start(seed), 0, {}
+  step = steps[-1]
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
@@ -291,6 +294,11 @@ def start_or_resume(
     training.layout,
   )
   state = checkpoint.restore(manager, step, abstract)
+  if int(state.step) != step:
+    raise UserError(
+      f"checkpoint {step} in {manager.directory} holds step {int(state.step)}:"
+      " it was renamed or copied; move it out of the folder"
+    )
   return state, step, checkpoint.restore_pair_statistics(manager, step)
 
 

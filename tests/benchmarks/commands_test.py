@@ -154,6 +154,43 @@ def test_broken_videos_and_settings_are_tried(hostile):
   }
 
 
+SHOWINFO = """#!{python}
+import sys
+import av
+container = av.open(sys.argv[sys.argv.index("-i") + 1])
+begin = container.start_time / av.time_base
+for n, frame in enumerate(container.decode(video=0)):
+  print(f"n: {{n}} pts: {{frame.pts}} pts_time:{{frame.time - begin}}",
+        file=sys.stderr)
+"""
+
+
+def test_clocks_are_held_against_another(folder):
+  """With the stamps of an mp4 file in the place of FFmpeg's command."""
+  fake = folder / "ffmpeg"
+  fake.write_text(SHOWINFO.format(python=sys.executable))
+  fake.chmod(0o755)
+  said = command(folder, "hostile.clocks", f"--ffmpeg={fake}", "--count=1")
+  assert "1 films; the largest error is 0.00 frames" in said
+
+
+def test_damage_is_seen_and_whatever_is_drawn_holds(folder):
+  said = command(folder, "hostile.damage", "--count=2")
+  assert re.search(
+    r"^\| checkpoint \| flip \| 1 \| 0 \| 1 \| 0 \|$", said, re.M
+  )
+  assert re.search(r"^\| export \| flip \| 1 \|.*\| 0 \|$", said, re.M)
+  assert "clocks: 2 examples hold" in command(
+    folder, "hostile.fuzz", "--examples=2"
+  )
+
+
+def test_a_full_disk_has_its_flags(folder):
+  """Only the super-user can mount the small disk; here none is filled."""
+  said = command(folder, "hostile.full_disk", "--commands=", "--disk=.")
+  assert "| command | tried |" in said
+
+
 @pytest.fixture(scope="module")
 def losses(folder):
   """The tables of the contrastive loss."""

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.hostile import damage, settings
 from calince_jax import config as config_lib
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
@@ -67,6 +68,7 @@ def test_the_configuration_is_in_each_checkpoint(saved):
     assert json.loads(file.read_text()) == {
       "format_version": run_folder.FORMAT_VERSION,
       "config": json.loads(json.dumps(CONFIG)),
+      "checksums": True,
     }
 
 
@@ -158,10 +160,88 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_earlier(saved, file):
   wanted = shapes_of(state_on(sharding.make_mesh(jax.devices()), P()))
   with checkpoint.open_checkpoints(str(saved)) as manager:
     with pytest.raises(
-      UserError, match=r"checkpoint 3 .*complete there: 2, 3.*move 3"
+      UserError, match=r"checkpoint 3 .*whole there: 2\).*move 3"
     ):
       checkpoint.restore(manager, 3, wanted)
     checkpoint.restore(manager, 2, wanted)
+
+
+def test_every_damage_is_seen_and_the_checkpoint_before_goes_on(tmp_path):
+  """Flipped bits, cut, lost, exchanged and foreign files; see the benchmark."""
+  rng = np.random.default_rng(2)
+  damage.make_run(tmp_path / "run")
+  refused, ways = 0, (damage.open_to_resume, damage.open_parts)
+  for turn in range(2 * len(damage.DAMAGES)):
+    what, words = damage.tried(
+      tmp_path / "run",
+      tmp_path / "damaged",
+      ways[turn // len(damage.DAMAGES)],
+      rng,
+      turn,
+      "checkpoints/2",
+    )
+    assert not settings.is_fault(words), (what, words)
+    refused += bool(words)
+    if words:
+      assert "checkpoint 2 in " in words and "move 2 out of" in words, words
+      assert "whole there: 1)" in words
+  assert refused >= len(damage.DAMAGES)
+  damage.go_on(tmp_path / "damaged", "the last of them")
+
+
+def test_a_flipped_bit_of_a_number_is_named(saved):
+  path = max(
+    (
+      p
+      for p in (saved / "checkpoints" / "3" / "state").rglob("*")
+      if p.is_file()
+    ),
+    key=lambda p: p.stat().st_size,
+  )
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 64
+  path.write_bytes(data)
+  with pytest.raises(UserError, match=f"{path.name} has other bytes than were"):
+    checkpoint.restore_parts(str(saved), None, ["params"])
+
+
+def test_lost_checksums_are_damage_and_older_checkpoints_have_none(
+  saved, capsys
+):
+  (saved / "checkpoints" / "3" / "checksums.json").unlink()
+  with pytest.raises(UserError, match="checksums.json is missing"):
+    checkpoint.restore_parts(str(saved), None, ["params"])
+  metadata = saved / "checkpoints" / "3" / "config" / "metadata"
+  document = json.loads(metadata.read_text())
+  del document["checksums"]
+  metadata.write_text(json.dumps(document))
+  assert checkpoint.restore_parts(str(saved), None, ["params"])[0] == 3
+  assert "no checksums (an older version wrote it)" in capsys.readouterr().out
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_named(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(UserError, match="checkpoints is not a folder"):  # noqa: SIM117
+    with checkpoint.open_checkpoints(str(tmp_path)):
+      pass
+
+
+def test_a_save_that_fails_is_one_error_and_leaves_the_one_before(
+  saved, monkeypatch
+):
+  """In the background, as on a disk that has become full."""
+
+  def full(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checkpoint.checksums, "write", full)
+  state = state_on(sharding.make_mesh(jax.devices()), P())
+  with pytest.raises(UserError, match=r"can be saved .*whole there: 2, 3\)"):  # noqa: SIM117
+    with checkpoint.open_checkpoints(str(saved), keep=2) as manager:
+      checkpoint.save(manager, 4, state, CONFIG)
+      checkpoint.wait(manager)
+  monkeypatch.undo()
+  assert checkpoint.restore_parts(str(saved), None, ["step"])[0] == 3
 
 
 def test_half_written_checkpoints_are_listed_and_not_touched(saved):

@@ -20,7 +20,7 @@ from etils import epath
 
 from calince_jax.data.problems import HEADER, CorruptRecord, Problem
 from calince_jax.errors import UserError
-from calince_jax.files import LineFile, read_lines
+from calince_jax.files import LineFile, read_lines, without_controls
 
 MAX_PRINTED = 20  # warnings; the ledger has them all
 WHAT_TO_DO = "copy the data set again, or run prepare again"
@@ -168,7 +168,7 @@ class CorruptRecordLog:
 def _as_line(row: Sequence[str]) -> str:
   """Returns a row of a CSV file, without its line end."""
   table = io.StringIO()
-  csv.writer(table, lineterminator="\n").writerow(row)
+  csv.writer(table, lineterminator="\n").writerow(map(without_controls, row))
   return table.getvalue().removesuffix("\n")
 
 

@@ -34,14 +34,13 @@ from calince_jax.data.records.schema import (
   DatasetInfo,
   shard_path,
 )
-from calince_jax.data.records.writer import write_info
+from calince_jax.data.records.writer import check_splits, write_info
 from calince_jax.data.sources.item import Clip, Source
-from calince_jax.data.sources.manifest_rows import file_sha256
 from calince_jax.data.tokenizer import Tokenizer, train_tokenizer
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 from calince_jax.errors import UserError
-from calince_jax.files import write_atomic
+from calince_jax.files import file_sha256, write_atomic
 
 
 def build(
@@ -102,6 +101,7 @@ def build(
       if not clips:
         raise UserError(f"no clip can be used: {ledger.reasons()}")
       plan = plan_shards(clips, clips_per_shard)
+      check_splits(out, {shard.split for shard in plan})
       begin(out, settings, clips)
       _make_tokenizer(out, clips, tokenizer, vocab_size)
       with workers:

@@ -8,10 +8,11 @@ interrupted prepare resumes, and ends with the same bytes.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from calince_jax.data.video.open import ClipError
 from calince_jax.data.video.workers import DecodeWorkers, Request
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
+from calince_jax.runtime import folder_lock
 
 WORK_FOLDER = ".prepare"
 
@@ -184,12 +186,13 @@ def claim(out: pathlib.Path) -> Iterator[None]:
       f"{out} is neither empty nor a prepared data set; choose another --out"
     )
   work.mkdir(parents=True, exist_ok=True)
-  with open(work / "lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"another prepare is at work in {out}") from None
+  with folder_lock.held(work, "another prepare", _end):
     yield
+
+
+def _end(message):
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  os._exit(2)
 
 
 def begin(
@@ -216,7 +219,7 @@ def begin(
       ) from None
     if started == wanted:
       return
-    if list(path.parent.glob("*.json")) != [path]:  # finished shards
+    if [*path.parent.glob(f"{FILE_PREFIX}-*.json")]:  # finished shards
       check_same(out, started, wanted)
     for stale in [out / "tokenizer.model", *out.glob(f"{FILE_PREFIX}-*")]:
       stale.unlink(missing_ok=True)

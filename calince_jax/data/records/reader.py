@@ -1,7 +1,6 @@
 """Reads a prepared data set: what it is, and its clips by number."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from calince_jax.data.records.schema import (
   shard_path,
 )
 from calince_jax.errors import UserError, check_choice
+from calince_jax.files import read_json
 
 
 def read_info(directory: str | os.PathLike) -> DatasetInfo:
@@ -26,7 +26,9 @@ def read_info(directory: str | os.PathLike) -> DatasetInfo:
   """
   path = pathlib.Path(directory) / "dataset.json"
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    if not path.exists():
+      raise FileNotFoundError
+    content = read_json(path)
     version = content["format_version"]
   except FileNotFoundError:
     raise UserError(
@@ -34,8 +36,8 @@ def read_info(directory: str | os.PathLike) -> DatasetInfo:
       "make one, or finish an interrupted one, with "
       "python -m calince_jax.prepare --manifest=... --out=..."
     ) from None
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise UserError(f"{path} cannot be read: {error!r}") from None
+  except KeyError:
+    raise UserError(f"{path} has no format_version") from None
   if version != FORMAT_VERSION:
     raise UserError(
       f"{path} has format {version!r}, this version of calince_jax reads "

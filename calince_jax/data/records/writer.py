@@ -68,6 +68,32 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
     ) from None
 
 
+def check_splits(directory: str | os.PathLike, splits: Iterable[str]) -> None:
+  """Raises UserError for a split whose name TFDS refuses.
+
+  Before anything is decoded: `write_info` comes last.
+  """
+  template = _template(directory)
+  for split in splits:
+    try:
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[1],
+        num_bytes=1,
+        filename_template=template.replace(split=split),
+      )
+    except ValueError as error:
+      raise UserError(
+        f"split {split!r}: {error}; name it train, val, test"
+      ) from None
+
+
+def _template(directory):
+  return tfds.core.ShardedFileTemplate(
+    data_dir=directory, dataset_name=FILE_PREFIX, filetype_suffix="array_record"
+  )
+
+
 def write_info(
   directory: str | os.PathLike,
   info: DatasetInfo,
@@ -80,9 +106,7 @@ def write_info(
     info: what dataset.json will say.
     shards: {split: (records, bytes) of each of its shards, in order}.
   """
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=directory, dataset_name=FILE_PREFIX, filetype_suffix="array_record"
-  )
+  template = _template(directory)
   tfds.folder_dataset.write_metadata(
     data_dir=os.fspath(directory),
     features=features(),

@@ -28,16 +28,20 @@ import unicodedata
 from calince_jax.data.problems import Problem
 from calince_jax.data.sources.item import Caption, Clip, Media
 from calince_jax.data.sources.manifest_rows import (
-  file_sha256,
+  MAX_CELL,
+  check_manifest,
   printable,
   read_rows,
 )
 from calince_jax.errors import UserError
+from calince_jax.files import file_sha256
 
 COLUMNS = (
   "video", "text", "start", "end", "id", "label", "split", "group", "matched",
 )  # fmt: skip
 MAX_SECONDS = 1e9  # of start and end
+# Fillers of Hangul and Khmer, and the Braille pattern without dots.
+INVISIBLE = "\u115f\u1160\u3164\uffa0\u17b4\u17b5\u2800"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Manifest:
 
   def digest(self) -> str:
     """Returns the SHA-256 of the file, in hex."""
+    check_manifest(self.path)
     return file_sha256(self.path)
 
   def scan(self) -> tuple[list[Clip], list[Problem]]:
@@ -94,7 +99,8 @@ def read_manifest(
   for line, row in read_rows(path):
     try:
       row = _check_row(row) | {"line": line}
-      rows = clips.setdefault((row["video"], row["start"], row["end"]), [])
+      name = os.path.normpath(row["video"])  # ./a.mp4 is a.mp4
+      rows = clips.setdefault((name, row["start"], row["end"]), [])
       _check_agreement(row, rows)
       rows.append(row)
     except _BadRow as error:
@@ -133,8 +139,22 @@ def _check_row(row: object) -> dict[str, object]:
       raise _BadRow(
         "malformed row", f"{column} is not a text or number", "correct this row"
       )
-    value = int(value) if isinstance(value, bool) else value
+    if isinstance(value, bool):
+      if column != "matched":
+        raise _BadRow(
+          "malformed row",
+          f"{column} is {str(value).lower()}, not a text",
+          "correct this row",
+        )
+      value = int(value)
     cells[column] = "" if value is None else str(value).strip()
+    if len(cells[column]) > MAX_CELL:
+      raise _BadRow(
+        "too long",
+        f"{column} has {len(cells[column]):,} characters, more than"
+        f" {MAX_CELL:,}",
+        "shorten it; is a quote or a line end missing?",
+      )
     _check_characters(column, cells[column])
   if not cells["video"]:
     raise _BadRow("no video", "the row names no video", "fill in the video")
@@ -145,11 +165,17 @@ def _check_row(row: object) -> dict[str, object]:
       "write a caption or remove the row",
     )
   cells["split"] = cells["split"] or "train"
-  if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", cells["split"]):
+  # TFDS knows no name without letters and digits; `all` means all splits.
+  if (
+    not re.fullmatch(r"_*[A-Za-z0-9][A-Za-z0-9_]*", cells["split"])
+    or len(cells["split"]) > 40
+    or cells["split"].lower() == "all"
+  ):
     raise _BadRow(
       "bad split name",
       f"split {cells['split'][:40]!r}",
-      "use at most 40 letters, digits and _: train, val, test",
+      "use at most 40 letters, digits and _, not only _, and not all: train,"
+      " val, test",
     )
   if cells["matched"] not in ("", "0", "1"):
     raise _BadRow(
@@ -186,8 +212,14 @@ def _check_characters(column: str, value: str) -> None:
 
 
 def _is_blank(text: str) -> bool:
-  """Whether a reader would see nothing: white space, controls, zero width."""
-  return all(unicodedata.category(char)[0] in "ZC" for char in text)
+  """Whether a reader would see nothing.
+
+  White space, controls, zero width, marks without a letter below them, and
+  letters that are drawn as nothing.
+  """
+  return all(
+    unicodedata.category(char)[0] in "ZCM" or char in INVISIBLE for char in text
+  )
 
 
 def _parse_seconds(column: str, value: str) -> float | None:
@@ -239,12 +271,25 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
       "set --root to a folder that holds it, or --allow_outside_root",
     )
   if not is_file:
+    why = "not a plain file" if exists else "not there"
     raise _BadRow(
       "no such file",
-      f"{printable(path)} is {'not a plain file' if exists else 'not there'}",
+      f"{printable(path)} is {why}{'' if exists else _similar_name(path)}",
       "check the name and --root, or download it again",
     )
   return path
+
+
+def _similar_name(path: str) -> str:
+  """What to say of a name that is there and looks the same."""
+  for other, what in (
+    (path.replace("\ufeff", ""), "without the byte-order mark in its name"),
+    (unicodedata.normalize("NFC", path), "with composed letters (NFC)"),
+    (unicodedata.normalize("NFD", path), "with decomposed letters (NFD)"),
+  ):
+    if other != path and os.path.exists(other):
+      return f", but a file is {what}: write its name as it is"
+  return ""
 
 
 def _check_id(row: dict, used: dict[str, int]) -> None:

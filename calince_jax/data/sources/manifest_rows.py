@@ -1,42 +1,28 @@
 """Reads the rows of a manifest file; manifest.py checks what they say."""
 
 import csv
-import hashlib
 import json
 import os
 import pathlib
-import stat
 from collections.abc import Iterator
 
 from calince_jax.errors import UserError
+from calince_jax.files import check_plain_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MAX_LINE = 2**24  # characters; a longer line cannot be a manifest's
+MAX_CELL = 2**17  # characters; a longer cell costs its row
 
 
-def check_plain_file(path: str | os.PathLike) -> None:
-  """Raises UserError unless it is a file; a pipe or device may never end."""
-  try:
-    mode = os.stat(path).st_mode
-  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-    reason = getattr(error, "strerror", error)
-    raise UserError(f"{path} cannot be read: {reason}") from None
-  if not stat.S_ISREG(mode):
-    raise UserError(f"{path} cannot be read: it is not a plain file")
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-  """Returns the SHA-256 of a plain file, in hex.
-
-  Raises:
-    UserError: it cannot be read.
-  """
+def check_manifest(path: str | os.PathLike) -> None:
+  """Raises UserError unless there is a file."""
+  if os.path.isdir(path):
+    raise UserError(
+      f"{path} cannot be read: it is a folder, not a plain file; a manifest is"
+      f" a file ({', '.join(SUFFIXES)}) with the columns video and text, a row"
+      " for each caption, that names the videos of a folder"
+    )
   check_plain_file(path)
-  try:
-    with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
@@ -45,13 +31,13 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
   Raises:
     UserError: the file as a whole cannot be read.
   """
+  check_manifest(path)
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     raise UserError(
       f"{path}: a manifest is one of {', '.join(SUFFIXES)}, not "
       f"{path.suffix or 'a file without extension'}"
     )
-  check_plain_file(path)
   try:
     if suffix == ".jsonl":
       rows = _parse_jsonl(path)
@@ -75,6 +61,8 @@ def _read_lines(path: pathlib.Path, newline: str) -> Iterator[str]:
     number, blank = 0, True
     while line := file.readline(MAX_LINE):
       number += 1
+      if number == 1:
+        line = line.lstrip("\ufeff")  # a second mark of a tool that adds one
       if len(line) == MAX_LINE:
         raise UserError(
           f"{path} line {number} has {MAX_LINE:,} characters or more: it is no "
@@ -104,6 +92,7 @@ def _not_utf8(path: pathlib.Path) -> UserError:
 def _parse_csv(
   path: pathlib.Path, delimiter: str
 ) -> Iterator[tuple[int, object]]:
+  csv.field_size_limit(2 * MAX_LINE)  # ours is MAX_CELL, and costs one row
   reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
   header = None
   line = 1  # a quoted field may hold line ends: a row begins after the last

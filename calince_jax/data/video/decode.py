@@ -17,10 +17,13 @@ from typing import Any
 import av
 
 from calince_jax.data.sources.item import Media
+from calince_jax.data.video.clock import TimedFrames
 from calince_jax.data.video.jpeg import Encoding, FrameEncoder
 from calince_jax.data.video.open import (
   MAX_PIXELS,
   ClipError,
+  a_picture,
+  is_picture,
   lacks_memory,
   media_size,
   message,
@@ -29,7 +32,6 @@ from calince_jax.data.video.open import (
   video_stream,
 )
 
-MAX_GAP = 60.0  # seconds; a longer jump in time is a broken time stamp
 SLACK = 1e-3  # seconds; some containers round time stamps to a millisecond
 MAX_OFFSET = 2**62  # FFmpeg's time stamps have 64 bits
 
@@ -73,7 +75,7 @@ def read_clip(
   for seek in (True, False) if start else (False,):
     with open_video(media) as container:
       try:
-        clip = _read(container, size, start, end, encoding, seek)
+        clip = _read(container, media, size, start, end, encoding, seek)
       except av.error.FFmpegError:
         if not seek:
           raise
@@ -120,6 +122,7 @@ def hold(
 
 def _read(
   container: Any,
+  media: Media,
   size: int,
   start: float | None,
   end: float | None,
@@ -134,7 +137,7 @@ def _read(
     if abs(offset) > MAX_OFFSET:
       return None  # the file's clock is broken: read from the beginning
     container.seek(round(offset), backward=True, stream=stream)
-  timed = _TimedFrames(container, stream, origin)
+  timed = TimedFrames(container, stream, origin)
   encoder = FrameEncoder(stream, encoding)
   jpegs: list[bytes] = []
   cut = False
@@ -150,7 +153,18 @@ def _read(
   if seek and not jpegs:
     return None
   if timed.error is not None or timed.ended:
-    _check_end(size, stream, timed, start)
+    try:
+      _check_end(size, stream, timed, start)
+    except ClipError:
+      if is_picture(media):
+        raise a_picture() from None
+      raise
+  if not jpegs and end is not None and end - (start or 0.0) <= SLACK:
+    raise ClipError(
+      "too short",
+      f"the clip from {start or 0:g} to {end:g} s is shorter than any frame",
+      "check start and end; they are seconds",
+    )
   if not jpegs:
     raise ClipError(
       "outside the video",
@@ -162,59 +176,8 @@ def _read(
   return DecodedClip(jpegs, duration, *encoder.shown_size, cut)
 
 
-class _TimedFrames:
-  """Iterates over (time, duration, frame) of a stream, time increasing.
-
-  Broken time stamps (missing, not increasing, or a leap of more than MAX_GAP)
-  are replaced: the frame follows the one before by one frame period.
-
-  Attributes:
-    first_time: nan before the first frame and where it bears no time stamp.
-    time, duration: of the last frame, seconds.
-    count: frames so far.
-    ended: whether the stream came to its end.
-    error: that stopped decoding, or None.
-  """
-
-  def __init__(self, container: Any, stream: Any, origin: float):
-    self.first_time, self.time, self.duration = math.nan, math.nan, 0.0
-    self.count, self.ended, self.error = 0, False, None
-    self._container, self._stream, self._origin = container, stream, origin
-
-  def __iter__(self) -> Iterator[tuple[float, float, Any]]:
-    rate = self._stream.average_rate or self._stream.guessed_rate or 25
-    period = 1.0 / min(max(float(rate), 0.1), 1000.0)
-    shift = -self._origin
-    decoded = self._container.decode(self._stream)
-    while True:
-      try:
-        frame = next(decoded, None)
-      except (av.error.FFmpegError, OSError, MemoryError, IndexError) as error:
-        # IndexError: PyAV's own, where streams appear on the way.
-        self.error = error
-        return
-      if frame is None:
-        self.ended = True
-        return
-      scale = float(frame.time_base or self._stream.time_base or 0)
-      expected = self.time + period if self.count else 0.0
-      if frame.pts is None:
-        time = expected
-      else:
-        time = frame.pts * scale + shift
-        if self.count and not self.time < time <= self.time + MAX_GAP:
-          shift += expected - time
-          time = expected
-        if not self.count:
-          self.first_time = time
-      duration = (frame.duration or 0) * scale
-      self.duration = duration if 0 < duration <= MAX_GAP else period
-      self.time, self.count = time, self.count + 1
-      yield self.time, self.duration, frame
-
-
 def _check_end(
-  size: int, stream: Any, timed: _TimedFrames, start: float | None
+  size: int, stream: Any, timed: TimedFrames, start: float | None
 ) -> None:
   """Raises ClipError unless the stream ended because the video does.
 
@@ -251,7 +214,7 @@ def _check_end(
     )
 
 
-def _explain_undecoded(timed: _TimedFrames) -> ClipError:
+def _explain_undecoded(timed: TimedFrames) -> ClipError:
   why = message(timed.error)
   if isinstance(timed.error, IndexError):
     why = "its streams change on the way"

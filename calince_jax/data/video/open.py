@@ -24,6 +24,15 @@ _REFUSED_FORMATS = {
   "tty", "v4l2", "video4linux2", "vobsub", "x11grab",
 }  # fmt: skip
 _FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"sidx")
+_PICTURE_BRANDS = (
+  b"avif",
+  b"avis",
+  b"heic",
+  b"heix",
+  b"hevc",
+  b"mif1",
+  b"msf1",
+)
 _ALLOWED_FORMATS = ",".join(
   sorted(
     name
@@ -130,6 +139,8 @@ def open_video(media: Media) -> Iterator[Any]:
 def _explain_unopened(media: Media, error: Exception) -> ClipError:
   if lacks_memory(error):
     return out_of_memory()
+  if is_picture(media):
+    return a_picture()
   try:
     with open_bytes(media) as file:
       head = file.read(512)
@@ -204,7 +215,9 @@ def video_stream(container: Any) -> Any:
     kinds = sorted({stream.type or "unknown" for stream in container.streams})
     raise ClipError(
       "no video stream",
-      f"the file holds only {' and '.join(kinds) or 'nothing'}"
+      "no stream of the file is of a kind that FFmpeg knows"
+      if kinds == ["unknown"]
+      else f"the file holds only {' and '.join(kinds) or 'nothing'}"
       + (" (a cover picture)" if "video" in kinds else ""),
       "check that it is the right file; remove the row",
     )
@@ -230,6 +243,28 @@ def check_pixels(width: int, height: int) -> None:
       f"a frame has {width}x{height} pixels, more than {MAX_PIXELS:,}",
       "re-encode it in a smaller size",
     )
+
+
+def is_picture(media: Media) -> bool:
+  """Whether it is an AVIF or HEIF picture, or a sequence of them.
+
+  They have the boxes of mp4; some open as videos and lack parts of one.
+  """
+  try:
+    with open_bytes(media) as file:
+      head = file.read(12)
+  except OSError:
+    return False
+  return head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS
+
+
+def a_picture() -> ClipError:
+  """Returns the reason to give where `is_picture`."""
+  return ClipError(
+    "a picture",
+    "it is an AVIF or HEIF picture, or a sequence of them, not a video",
+    "convert it to a video, or remove the row",
+  )
 
 
 def lacks_memory(error: BaseException) -> bool:

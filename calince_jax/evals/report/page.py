@@ -24,6 +24,7 @@ REQUIRED = {
   "recognition": ("protocol", "metrics", "chance", "majority"),
   "calibration": ("protocol", "metrics", "chance", "histogram", "reliability"),
 }
+LONGEST_TEXT = 300  # characters of a caption or an id
 WORST_SHOWN = 12  # the others are folded away
 
 
@@ -51,6 +52,7 @@ def render(run: dict) -> str:
     lstrip_blocks=True,
   )
   environment.filters["short"] = tables.short
+  environment.filters["clipped"] = clipped
   return environment.get_template("report.html").render(
     run=run,
     facts=_facts(run),
@@ -62,6 +64,12 @@ def render(run: dict) -> str:
     config=_flat(run["config"]) if run["config"] else [],
     worst_shown=WORST_SHOWN,
   )
+
+
+def clipped(text: str) -> str:
+  """A caption or id from others, as long as a page can show it."""
+  text = str(text)
+  return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
 
 
 def make_page(run: dict, workdir: Path) -> tuple[str, str]:

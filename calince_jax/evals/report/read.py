@@ -1,10 +1,10 @@
 """Reads what train and evaluate have written into a run folder."""
 
 import datetime
-import json
 import shlex
 from pathlib import Path
 
+from calince_jax import files
 from calince_jax.errors import UserError
 
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict | None:
   """The object in a file, None where there is no file."""
   if not path.exists():
     return None
-  return _parse(_read(path), str(path))
+  return files.read_json(path)
 
 
 def read_config(path: Path) -> dict | None:
@@ -58,8 +58,9 @@ def read_metrics(path: Path) -> list[dict]:
   if not path.exists():
     return []
   rows = []
-  for number, line in enumerate(_read(path).split("\n")[:-1], 1):
-    rows.append(_parse(line, f"{path}, line {number}"))
+  lines = files.read_text(path).split("\n")[:-1]
+  for number, line in enumerate(lines, 1):
+    rows.append(files.parse_json(line, f"{path}, line {number}"))
     if type(rows[-1].get("step")) is not int:
       raise UserError(f"{path}, line {number}: no whole number 'step'")
   by_step = {row["step"]: row for row in rows}
@@ -71,20 +72,3 @@ def part(result: dict, name: str) -> list:
   if name not in result:
     return []
   return result[name]
-
-
-def _read(path: Path) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
-
-
-def _parse(text: str, where: str) -> dict:
-  try:
-    value = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{where}: not JSON ({error})") from None
-  if not isinstance(value, dict):
-    raise UserError(f"{where}: not a JSON object")
-  return value

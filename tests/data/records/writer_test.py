@@ -185,8 +185,8 @@ def test_bad_folders_have_clear_errors(prepared, tmp_path_factory):
   for content, words in (
     (json.dumps(newer), "format 2"),
     (json.dumps({"format_version": 1}), "has the keys"),
-    ("{", "cannot be read"),
-    ("[]", "cannot be read"),
+    ("{", "is damaged"),
+    ("[]", "is damaged"),
   ):
     path.write_text(content)
     with pytest.raises(UserError, match=words):

@@ -109,6 +109,12 @@ def test_bom_crlf_quotes_and_embedded_line_ends(folder):
     ("a.mp4,x", "malformed row", "2 fields"),
     ("a\0.mp4,x,,,,", "bad character", "NUL"),
     ("n" * 5000 + ",x,,,,", "no such file", "not there"),
+    ("a.mp4," + "x" * 200_000 + ",,,,", "too long", "200,000 characters"),
+    ("a.mp4,\u2800\ufe0f\u3164,,,,", "empty caption", "white space"),
+    ("a.mp4,x,,,_,", "bad split name", "'_'"),
+    ("a.mp4,x,,,all,", "bad split name", "'all'"),
+    ("nai\u0308ve clip.mp4,x,,,,", "no such file", "(NFC)"),
+    ("\ufeffa.mp4,x,,,,", "no such file", "byte-order mark"),
   ],
 )
 def test_a_bad_row_costs_the_row(folder, row, what, words):
@@ -171,7 +177,7 @@ def test_a_link_out_of_the_root_counts_as_outside(folder, tmp_path_factory):
     ("m.csv", b"video,text\na.mp4,x\na.mp4,caf\xe9\n", "line 3 is not UTF-8"),
     ("m.csv", 'video,text\na.mp4,x\na.mp4,"y'.encode("utf-16"), "UTF-16"),
     ("m.csv", b'video,text\na.mp4,"x\nb.mp4,y\n', "line 2 is not well-formed"),
-    ("m.csv", b"video,text\na.mp4," + b"x" * 200_000, "field limit"),
+    ("m.csv", b"", "is empty"),
     ("m.jsonl", b'{"video": "a.mp4"}\n', "no column 'text'"),
     ("m.xlsx", b"video,text\n", ".xlsx"),
     ("m", b"video,text\n", "without extension"),
@@ -207,3 +213,33 @@ def test_a_bad_line_of_json_costs_the_line(folder, line):
   assert clips[0].captions == (Caption("x", 0, 1),)
   assert len(problems) == 1
   assert "line 2" in problems[0].why
+
+
+def test_two_ways_to_write_a_name_are_one_clip(folder):
+  clips, problems = read(
+    folder, "video,text\na.mp4,x\n./a.mp4,y\nsub/../a.mp4,z\n"
+  )
+  assert not problems
+  assert [len(clip.captions) for clip in clips] == [3]
+
+
+def test_a_second_byte_order_mark_is_no_part_of_the_header(folder):
+  clips, problems = read(folder, "\ufeff\ufeffvideo,text\na.mp4,x\n")
+  assert [clip.id for clip in clips] == ["a.mp4"] and not problems
+
+
+def test_true_is_no_caption(folder):
+  rows = [
+    {"video": "a.mp4", "text": True},
+    {"video": "b.mp4", "text": "x", "matched": True},
+  ]
+  content = "\n".join(map(json.dumps, rows))
+  clips, (problem,) = read(folder, content, "m.jsonl")
+  assert [clip.id for clip in clips] == ["b.mp4"]
+  assert clips[0].captions[0].matched == 1
+  assert "text is true, not a text" in problem.why
+
+
+def test_a_folder_is_no_manifest(folder):
+  with pytest.raises(UserError, match="is a folder.*columns video and text"):
+    Manifest(str(folder)).digest()

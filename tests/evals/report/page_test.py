@@ -340,7 +340,7 @@ def test_the_command_speaks_to_the_person(tmp_path, results):
   (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n')
   done = command(f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 2
-  assert "metrics.jsonl, line 2: not JSON" in done.stderr
+  assert "metrics.jsonl, line 2 is damaged: it is not JSON" in done.stderr
   assert not (tmp_path / "run" / "report.html").exists()
 
 
