@@ -52,6 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.frames = "uniform"
   config.data.frame_stride = 1
   config.data.min_crop_area = 0.5  # of the picture, in training
+  # bilinear, after the JPEG decoder's own reduction; or antialiased, at six
+  # times the cost (docs/results.md: by how much they differ).
+  config.data.resize = "bilinear"
   config.data.flip = False  # mirror half of the clips; captions name sides
   config.data.text_length = 32  # tokens, begin and end included
   # Keep the training split in memory: its decoded frames where min_crop_area

@@ -334,6 +334,7 @@ PLAIN_SAMPLING = Sampling(
   frames="uniform",
   frame_stride=1,
   min_crop_area=0.5,
+  resize="bilinear",
   flip=False,
 )
 

@@ -16,6 +16,7 @@ from calince_jax import fields
 from calince_jax.fields import OneOf, Range
 
 FRAME_SAMPLINGS = ("uniform", "window")
+RESIZES = ("bilinear", "antialiased")
 MIX_SLOTS = 1024
 SUBSTITUTES = 100  # records that are tried in place of a corrupt one
 
@@ -35,6 +36,7 @@ class Sampling:
     frame_stride: of `window`.
     min_crop_area: a training crop holds at least this share of the picture;
       1.0 takes the largest square in the middle.
+    resize: see frames.decode.
     flip: mirror half of the training clips; wrong for captions that say left
       and right.
   """
@@ -44,6 +46,7 @@ class Sampling:
   frames: Annotated[str, OneOf(FRAME_SAMPLINGS)]
   frame_stride: Annotated[int, Range("[1, 1e6]")]
   min_crop_area: Annotated[float, Range("(0, 1]")]
+  resize: Annotated[str, OneOf(RESIZES)]
   flip: bool
 
   def __post_init__(self):
@@ -84,11 +87,15 @@ class Mix:
     self.dataset = np.array([d for _, d, _ in sorted(turns)], np.int64)
     self.turn = np.array([j for _, _, j in sorted(turns)], np.int64)
 
-  def __call__(self, p: int) -> tuple[int, int]:
-    """Returns the data set of position p, and how often it was read before."""
-    block, slot = divmod(p, len(self.dataset))
+  def __call__(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the data set of each position, and how often it was read before.
+
+    Args:
+      p: int64 [n].
+    """
+    block, slot = np.divmod(p, len(self.dataset))
     d = self.dataset[slot]
-    return int(d), int(block * self.counts[d] + self.turn[slot])
+    return d, block * self.counts[d] + self.turn[slot]
 
 
 def addresses(
@@ -106,7 +113,7 @@ def addresses(
   sizes = np.array(sizes)
 
   def address(p):
-    d, turn = np.array([mix(one) for one in p.tolist()]).T
+    d, turn = mix(p)
     epoch, index = np.divmod(turn, sizes[d])
     order = epoch * len(sizes) + d
     for one in np.unique(order):

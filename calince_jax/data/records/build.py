@@ -17,6 +17,7 @@ from typing import Any
 import tqdm
 
 from calince_jax.data.problems import Ledger, Problem
+from calince_jax.data.records.frame_places import heads_path
 from calince_jax.data.records.plan import (
   WORK_FOLDER,
   Note,
@@ -193,6 +194,7 @@ def _finish(
       for shard in (s for s in plan if s.split == split):
         path = shard_path(out, split, shard.index, shard.count)
         path.unlink(missing_ok=True)
+        heads_path(path).unlink(missing_ok=True)
   if not splits:
     raise UserError(f"no clip can be used; see {out / 'ledger.csv'}")
   info = DatasetInfo(

@@ -98,7 +98,7 @@ def test_a_tar_gives_the_records_of_its_files(films, whole, tmp_path):
   tar = Tar(tmp_path / "films.tar", tuple(clips))
   made = prepared(tar, tmp_path / "set")
   shards = [name for name in whole if name.startswith("clips-")]
-  assert len(shards) == 3
+  assert len(shards) == 6  # and their heads
   for name in [*shards, "ledger.csv", "tokenizer.model"]:
     assert made[name] == whole[name]
   assert made["dataset.json"] != whole["dataset.json"]  # it has the digest
@@ -140,8 +140,10 @@ def test_shards_are_written_anywhere_in_any_order(films, whole, tmp_path):
     ) as workers:
       note = plan.write_shard_of_clips(folder, shard, workers, reports.append)
     assert plan.read_note(folder, shard) == note
-    (name,) = [name for name in contents(folder) if name.startswith("clips-")]
-    assert contents(folder)[name] == whole[name]
+    names = [name for name in contents(folder) if name.startswith("clips-")]
+    assert len(names) == 2  # the shard and its heads
+    for name in names:
+      assert contents(folder)[name] == whole[name]
   assert len(reports) == len(clips)
   assert [p.what for p in reports if p] == ["outside the video"]
 
@@ -164,7 +166,7 @@ def test_one_pool_writes_several_shards(films, whole, tmp_path):
     for shard in shards:
       plan.write_shard_of_clips(tmp_path, shard, workers, lambda problem: None)
   made = contents(tmp_path)
-  assert len(made) == 3 and made.items() <= whole.items()
+  assert len(made) == 6 and made.items() <= whole.items()
 
 
 def test_the_digest_of_a_plan_is_that_of_earlier_versions(tmp_path):
