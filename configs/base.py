@@ -55,7 +55,11 @@ def get_config() -> ml_collections.ConfigDict:
   # bilinear, after the JPEG decoder's own reduction; or antialiased, at six
   # times the cost (docs/results.md: by how much they differ).
   config.data.resize = "bilinear"
-  config.data.flip = False  # mirror half of the clips; captions name sides
+  # Mirror half of the clips: never; unsided, but for those whose caption says
+  # left or right (in English); always.
+  config.data.flip = "never"
+  # Brightness, contrast and saturation of a clip change by at most this share.
+  config.data.colour_jitter = 0.0
   config.data.text_length = 32  # tokens, begin and end included
   # Keep the training split in memory: its decoded frames where min_crop_area
   # is 1, else its records.

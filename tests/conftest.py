@@ -335,7 +335,8 @@ PLAIN_SAMPLING = Sampling(
   frame_stride=1,
   min_crop_area=0.5,
   resize="bilinear",
-  flip=False,
+  flip="never",
+  colour_jitter=0.0,
 )
 
 

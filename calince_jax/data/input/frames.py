@@ -80,6 +80,14 @@ def _reduced(box: tf.Tensor, ratio: int) -> tf.Tensor:
   return tf.concat([begin, tf.maximum(end - begin, 1)], 0)
 
 
+def recoloured(video: tf.Tensor, colours: tf.Tensor) -> tf.Tensor:
+  """Returns uint8 [F, S, S, 3]: each pixel [r g b 1] times `colours` [4, 3]."""
+  colours = tf.ensure_shape(colours, [4, 3])
+  changed = tf.tensordot(tf.cast(video, tf.float32), colours[:3], 1)
+  changed = tf.clip_by_value(changed + colours[3], 0.0, 255.0)
+  return tf.cast(changed + 0.5, tf.uint8)
+
+
 def check(
   clip: str,
   jpegs: Sequence[bytes] | Mapping[int, bytes],

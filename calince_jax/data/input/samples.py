@@ -35,6 +35,7 @@ class Draw(NamedTuple):
     frames: int64 [T], indices of the clip's frames.
     box: int32 [y, x, height, width], the crop.
     flip: whether it is mirrored.
+    colours: float32 [4, 3], see sampling.sample_colours.
     text: a caption.
     pair_index, matched: of the caption.
   """
@@ -42,6 +43,7 @@ class Draw(NamedTuple):
   frames: np.ndarray
   box: np.ndarray
   flip: bool
+  colours: np.ndarray
   text: str
   pair_index: int
   matched: int
@@ -97,8 +99,9 @@ class TrainSamples:
 
     once = functools.cache(encode)
     self._encode = remembered if cache else encode_all
-    # frames, box, flip, ids, mask, pair, matched
+    # frames, box, flip, colours, ids, mask, pair, matched
     self.types = [tf.uint8 if self._decoded else tf.string, tf.int32, tf.bool]
+    self.types += [tf.float32]
     self.types += [tf.int32, tf.bool, tf.int32, tf.int8]
 
   def columns(self, p: np.ndarray) -> list[np.ndarray]:
@@ -110,15 +113,23 @@ class TrainSamples:
     d, index = self._address(p)
     rows = list(map(self._sample, p.tolist(), d, index))
     frames, draws = zip(*rows, strict=True)
-    _, boxes, flips, texts, pairs, matched = zip(*draws, strict=True)
-    columns = (frames, boxes, flips, *self._encode(texts), pairs, matched)
+    _, boxes, flips, colours, texts, pairs, matched = zip(*draws, strict=True)
+    columns = (
+      frames,
+      boxes,
+      flips,
+      colours,
+      *self._encode(texts),
+      pairs,
+      matched,
+    )
     return [
       np.array(column, dtype.as_numpy_dtype)
       for column, dtype in zip(columns, self.types, strict=True)
     ]
 
   def finish(
-    self, frames, box, flip, ids, mask, pair, matched
+    self, frames, box, flip, colours, ids, mask, pair, matched
   ) -> dict[str, tf.Tensor]:
     """Decodes one sample of `columns` and names its fields."""
     T, S = self._settings.num_frames, self._settings.image_size
@@ -127,7 +138,9 @@ class TrainSamples:
         tf.ensure_shape(frames, [T]), box, S, self._settings.resize
       )
     video = tf.ensure_shape(frames, [T, S, S, 3])
-    if self._settings.flip:
+    if self._settings.colour_jitter:
+      video = frames_lib.recoloured(video, colours)
+    if self._settings.flip != "never":
       video = tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video)
     return {
       "video": video,
@@ -200,11 +213,13 @@ class TrainSamples:
     chosen = rng.integers(len(record["texts"]))
     frames = sampling.sample_frames(settings, num_frames, rng)
     box = sampling.sample_crop(settings, record["width"], record["height"], rng)
-    flip = settings.flip and rng.random() < 0.5
+    flip = sampling.sample_flip(settings, record["texts"][chosen], rng)
+    colours = sampling.sample_colours(settings, rng)
     return Draw(
       frames,
       box,
       flip,
+      colours,
       record["texts"][chosen],
       record["pair_indices"][chosen] + self._pair_offsets[d],
       record["matched"][chosen],

@@ -121,7 +121,7 @@ def test_the_truth_belongs_to_the_pair(reader, ten):
   "changes",
   [
     {},  # as they are stored
-    {"image_size": 24, "flip": True},  # another size
+    {"image_size": 24, "flip": "always", "colour_jitter": 0.4},  # another size
     {"min_crop_area": 0.5},
     {"frames": "window", "frame_stride": 2},
   ],
@@ -228,7 +228,9 @@ def test_pictures_equal_a_plain_decoder(reader, tokenizer):
 
 def test_flip_mirrors_some_clips(reader, tokenizer):
   plain = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0)
-  flip = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0, flip=True)
+  flip = replace(
+    PLAIN_SAMPLING, image_size=32, min_crop_area=1.0, flip="always"
+  )
   (a,) = batches([reader], tokenizer, 1, sampling=plain)
   (b,) = batches([reader], tokenizer, 1, sampling=flip)
   same = [(x == y).all() for x, y in zip(a["video"], b["video"], strict=True)]

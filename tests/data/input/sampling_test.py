@@ -119,3 +119,30 @@ def test_weights_must_be_positive_and_not_too_small(weights):
 def test_wrong_choices_are_named(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     replace(PLAIN_SAMPLING, **wrong)
+
+
+def test_clips_are_mirrored_unless_the_caption_names_a_side():
+  def share(flip, text):
+    how = replace(PLAIN_SAMPLING, flip=flip)
+    rngs = [sampling.generator(0, p) for p in range(200)]
+    return np.mean([sampling.sample_flip(how, text, rng) for rng in rngs])
+
+  for text in ("a ball rolls", "it is brightly lit", "leftover rice"):
+    assert share("never", text) == 0
+    assert 0.4 < share("always", text) == share("unsided", text) < 0.6
+  for text in ("turn LEFT", "her right-hand side", "leftmost", "clockwise"):
+    assert share("unsided", text) == 0 and share("always", text) > 0.4
+
+
+def test_colours_change_around_grey_and_within_the_range():
+  still = sampling.sample_colours(PLAIN_SAMPLING, sampling.generator(0, 0))
+  np.testing.assert_allclose(still, np.eye(4, 3), atol=1e-6)
+  how = replace(PLAIN_SAMPLING, colour_jitter=0.4)
+  pixel, grey = np.array([[200.0, 40, 90, 1]]), np.array([[90.0, 90, 90, 1]])
+  spread = []
+  for p in range(100):
+    M = sampling.sample_colours(how, sampling.generator(0, p))
+    assert np.ptp(grey @ M) < 1e-3  # grey stays grey
+    assert 0.6 * (0.6 * 90) - 1e-3 < (grey @ M)[0, 0] < 1.4 * 127.5
+    spread.append(np.ptp(pixel @ M) / 160)
+  assert min(spread) < 0.5 and max(spread) > 1.5
