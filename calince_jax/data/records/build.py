@@ -89,6 +89,7 @@ def build(
   if (out / "dataset.json").exists():
     return _reuse(out, settings)
   clips, problems = source.scan()
+  _print_availability(clips, problems)
   workers = DecodeWorkers(
     num_workers or len(os.sched_getaffinity(0)),
     encoding,
@@ -110,6 +111,15 @@ def build(
     info = _finish(out, settings, clips, plan, notes)
     _print_summary(out, info, plan, notes, ledger)
   return info
+
+
+def _print_availability(
+  clips: Sequence[Clip], problems: Sequence[Problem]
+) -> None:
+  missing = [p.path for p in problems if p.what == "no such file"]
+  total = len(clips) + len(missing)
+  first = f"; first missing: {missing[0]}" if missing else ""
+  print(f"{len(clips):,} of {total:,} clips found{first}", flush=True)
 
 
 def _reuse(out: pathlib.Path, settings: dict[str, Any]) -> DatasetInfo:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from calince_jax.errors import UserError
 
@@ -39,8 +39,14 @@ def file_sha256(path: str | os.PathLike) -> str:
     raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
+def read_rows(
+  path: pathlib.Path, needed: Sequence[str] = ("video", "text")
+) -> Iterator[tuple[int, object]]:
   """Yields (line, {column: str}), or (line, str) with what is wrong of a row.
+
+  Args:
+    path: of the file.
+    needed: columns that it must have.
 
   Raises:
     UserError: the file as a whole cannot be read.
@@ -54,9 +60,9 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
   check_plain_file(path)
   try:
     if suffix == ".jsonl":
-      rows = _parse_jsonl(path)
+      rows = _parse_jsonl(path, needed)
     else:
-      rows = _parse_csv(path, "," if suffix == ".csv" else "\t")
+      rows = _parse_csv(path, "," if suffix == ".csv" else "\t", needed)
     count = 0
     for row in rows:
       count += 1
@@ -102,7 +108,7 @@ def _not_utf8(path: pathlib.Path) -> UserError:
 
 
 def _parse_csv(
-  path: pathlib.Path, delimiter: str
+  path: pathlib.Path, delimiter: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, object]]:
   reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
   header = None
@@ -114,7 +120,7 @@ def _parse_csv(
         continue
       if header is None:
         header = [field.strip() for field in fields]
-        _check_header(path, header)
+        _check_header(path, header, needed)
       elif len(fields) != len(header):
         yield first, f"{len(fields)} fields where the header has {len(header)}"
       else:
@@ -127,7 +133,9 @@ def _parse_csv(
     ) from None
 
 
-def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
+def _parse_jsonl(
+  path: pathlib.Path, needed: Sequence[str]
+) -> Iterator[tuple[int, object]]:
   first = True
   for line, content in enumerate(_read_lines(path, "\n"), 1):
     if not content.strip():
@@ -140,18 +148,21 @@ def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
       yield line, "not a JSON object"
     else:
       if first:
-        _check_header(path, list(row))
+        _check_header(path, list(row), needed)
         first = False
       yield line, row
 
 
-def _check_header(path: pathlib.Path, header: list[str]) -> None:
-  for column in ("video", "text"):
+def _check_header(
+  path: pathlib.Path, header: list[str], needed: Sequence[str]
+) -> None:
+  for column in needed:
     if column not in header:
       names = ", ".join(repr(printable(name)[:40]) for name in header[:20])
       more = ", ..." if len(header) > 20 else ""
       raise UserError(
-        f"{path} has no column {column!r}; its columns are [{names}{more}]"
+        f"{path} has no column {column!r}; its columns are [{names}{more}];"
+        " other names are told with --columns=video:...,text:..."
       )
   twice = sorted({name for name in header if header.count(name) > 1} - {""})
   if twice:
