@@ -151,6 +151,11 @@ class Tokenizer:
       mask[n, : len(row)] = True
     return ids, mask
 
+  def lengths(self, texts: Sequence[str]) -> list[int]:
+    """Returns how many tokens each text has, begin and end included."""
+    tokenized = self._model.encode(list(texts), out_type=int, num_threads=1)
+    return [len(tokens) + 2 for tokens in tokenized]
+
   def decode(self, ids: np.ndarray) -> list[str]:
     """Decodes ids, int [N, L], to N texts without PAD, BOS and EOS."""
     silent = (PAD, BOS, EOS)

@@ -32,6 +32,7 @@ class MetricLogger:
     first_step: int,
     total_steps: int,
     batch_size: int,
+    advice: str = "training waits for data",
     writer: Any = None,
   ):
     """Opens the files, and drops the rows of metrics.jsonl after `first_step`.
@@ -41,10 +42,12 @@ class MetricLogger:
       first_step: number of steps that are done already.
       total_steps: number of steps of the run.
       batch_size: of the global batch.
+      advice: to print where steps wait for data.
       writer: a clu MetricWriter, or None.
     """
     self._total = total_steps
     self._batch_size = batch_size
+    self._advice = advice
     self._writer = writer
     self._begin = self._last = time.monotonic()
     self._last_step = self._first_step = first_step
@@ -120,8 +123,7 @@ class MetricLogger:
     )
     if row["data_wait_share"] > WAIT_ADVICE and step - self._first_step > 100:
       print(
-        "advice: training waits for data; prepare at a smaller --short_side or"
-        " --frame_rate, or give the host more cores",
+        f"advice: {self._advice}",
         flush=True,
       )
 

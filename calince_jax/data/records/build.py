@@ -17,6 +17,10 @@ from typing import Any
 import tqdm
 
 from calince_jax.data.problems import Ledger, Problem
+from calince_jax.data.records.caption_lengths import (
+  describe_cut,
+  write_lengths,
+)
 from calince_jax.data.records.frame_places import heads_path
 from calince_jax.data.records.plan import (
   WORK_FOLDER,
@@ -43,6 +47,8 @@ from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
+
+DEFAULT_TEXT_LENGTH = 32  # tokens, of configs/base.py
 
 
 def build(
@@ -89,7 +95,6 @@ def build(
   if (out / "dataset.json").exists():
     return _reuse(out, settings)
   clips, problems = source.scan()
-  _print_availability(clips, problems)
   workers = DecodeWorkers(
     num_workers or len(os.sched_getaffinity(0)),
     encoding,
@@ -103,9 +108,11 @@ def build(
         ledger.add(problem)
       if not clips:
         raise UserError(f"no clip can be used: {ledger.reasons()}")
+      _print_availability(clips, problems)
       plan = plan_shards(clips, clips_per_shard)
       begin(out, settings, clips)
       _make_tokenizer(out, clips, tokenizer, vocab_size)
+      write_lengths(out, clips, Tokenizer(out / "tokenizer.model"))
       with workers:
         notes = _write_shards(out, plan, workers, ledger)
     info = _finish(out, settings, clips, plan, notes)
@@ -251,4 +258,11 @@ def _print_summary(
       f"note: of {cut} clips longer than {seconds:g} s only the first "
       f"{info.settings['max_frames']} frames are kept (--max_frames)"
     )
+  for split in info.splits:
+    cut = describe_cut(out, split, DEFAULT_TEXT_LENGTH)
+    if cut:
+      print(
+        f"note: {cut}; training cuts them unless config.data.text_length is"
+        " larger"
+      )
   print(f"{out} is ready")
