@@ -50,6 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_string("hostile_wild", f"{hostile}_wild", "of hostile.inputs")
   flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
+  flags.DEFINE_string("pipeline", "runs/pipeline", "of pipeline")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
@@ -60,8 +61,8 @@ def made_table(folder: Path) -> str:
   return path.read_text().strip()
 
 
-def loss_tables(folder: Path) -> str:
-  """The tables of the contrastive loss, memory first."""
+def all_tables(folder: Path) -> str:
+  """The tables in the folder of a benchmark, by name."""
   return "\n\n".join(
     path.read_text().strip() for path in sorted(folder.glob("*.md"))
   )
@@ -90,7 +91,8 @@ def main() -> None:
     "hostile_wild": (F.hostile_wild, made_table),
     "hostile_settings": (F.hostile_settings, made_table),
     "noise_study": (F.noise_study, noise_study_text.section),
-    "loss": (F.loss, loss_tables),
+    "loss": (F.loss, all_tables),
+    "pipeline": (F.pipeline, all_tables),
     "survival": (F.survival, survival_tables),
   }
   for name, (folder, make) in sections.items():
