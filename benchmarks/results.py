@@ -54,6 +54,7 @@ def define_flags() -> None:
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("plan_all", "runs/plan_all", "of plan_all")
   flags.DEFINE_string("step", "runs/step", "of step")
+  flags.DEFINE_string("pipeline", "runs/pipeline", "of pipeline")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
   flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
 
@@ -96,6 +97,7 @@ def main() -> None:
     "noise_study": (F.noise_study, noise_study_text.section),
     "loss": (F.loss, made_tables),
     "step": (F.step, made_tables),
+    "pipeline": (F.pipeline, made_tables),
     "survival": (F.survival, survival_tables),
     "plan_all": (F.plan_all, made_table),
   }

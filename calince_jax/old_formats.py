@@ -1,7 +1,8 @@
 """What older versions wrote, brought to today's form when it is read.
 
 Format 1 lacked some keys; format 2 had the keys of RENAMED under other names
-and one flat section for both towers. Runs and exports share the numbers.
+and one flat section for both towers; format 3 had one way to resize pictures.
+Runs and exports share the numbers.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,10 @@ RENAMED = (
 )
 # Since format 3: keys that older formats lack, with what they did.
 ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
+# Since format 4: keys of data that older formats lack, with what they did, and
+# what their `flip` is called.
+ADDED_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
+FLIPS = {False: "never", True: "always"}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
   "video_size": (("video", "size"),),
@@ -62,6 +67,8 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
         config[section] = _renamed(config[section], old, new)
     if isinstance(config.get("model"), Mapping):
       config["model"] = _with_towers(config["model"])
+  if version < 4 and isinstance(config.get("data"), Mapping):
+    config["data"] = _with_sampling(config["data"])
   return config
 
 
@@ -75,6 +82,8 @@ def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:
       document["calibration"] = _renamed(
         document["calibration"], "score", "scorer"
       )
+  if version < 4 and isinstance(document.get("preprocessing"), Mapping):
+    document["preprocessing"] = _with_sampling(document["preprocessing"])
   return document
 
 
@@ -88,6 +97,13 @@ def _with_added(config, added):
 
 def _renamed(section, old, new):
   return {new if key == old else key: value for key, value in section.items()}
+
+
+def _with_sampling(data):
+  data = {**ADDED_IN_4, **data}
+  if isinstance(data.get("flip"), bool):
+    data["flip"] = FLIPS[data["flip"]]
+  return data
 
 
 def _with_towers(model):

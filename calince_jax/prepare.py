@@ -2,7 +2,8 @@
 
     python -m calince_jax.prepare --manifest=clips.csv --out=DIR
 
-Reads the manifest (data/sources/manifest.py), decodes every video in child
+Reads the manifest (data/sources/manifest.py) or another --source
+(data/sources/choose.py), decodes every video in child
 processes, and writes records of JPEG frames with their captions
 (data/records/schema.py) and a tokenizer trained on the captions. What cannot
 be used is listed in DIR/ledger.csv: path, what, why, what to do. If it is
@@ -17,7 +18,8 @@ from absl import flags
 from calince_jax import cli
 from calince_jax.data.records.build import build
 from calince_jax.data.records.schema import DatasetInfo
-from calince_jax.data.sources.manifest import Manifest
+from calince_jax.data.sources.annotations import FORMATS
+from calince_jax.data.sources.choose import MANIFEST, choose_source
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.files import check_place
 
@@ -26,7 +28,7 @@ from calince_jax.files import check_place
 class Options:
   """The command line; `define_flags` says what each option is."""
 
-  manifest: str
+  manifest: str | None
   out: str
   root: str | None = None
   allow_outside_root: bool = False
@@ -41,6 +43,9 @@ class Options:
   time_limit: float = 60.0
   memory_limit_mb: int = 4096
   max_bad_fraction: float = 0.1
+  source: str | None = None
+  format: str = MANIFEST
+  columns: str = ""
 
   @property
   def encoding(self) -> Encoding:
@@ -54,6 +59,12 @@ def define_flags() -> None:
   text, number = flags.DEFINE_string, flags.DEFINE_integer
   real, default = flags.DEFINE_float, Options
   text("manifest", None, "*.csv, *.tsv or *.jsonl file with columns video,text")
+  many = "other sources: *.parquet, a folder, 'shard-{000..099}.tar'"
+  text("source", None, f"{many}; see data/sources/choose.py")
+  known = [MANIFEST, *FORMATS]
+  flags.DEFINE_enum("format", MANIFEST, known, "of published annotation files")
+  more = "names of a table's columns: video:contentUrl,text:name"
+  text("columns", "", more)
   text("out", None, "folder of the data set")
   text("root", None, "folder of the videos; default: the manifest's folder")
   more = "whether videos may lie outside --root"
@@ -75,7 +86,8 @@ def define_flags() -> None:
   number("memory_limit_mb", default.memory_limit_mb, most, 1, 2**20)
   most = "prepare stops when more than this share of the clips cannot be used"
   real("max_bad_fraction", default.max_bad_fraction, most, 0.0, 1.0)
-  flags.mark_flags_as_required(["manifest", "out"])
+  flags.mark_flags_as_required(["out"])
+  flags.mark_flags_as_mutual_exclusive(["manifest", "source"], required=True)
 
 
 def prepare(options: Options) -> DatasetInfo:
@@ -88,7 +100,13 @@ def prepare(options: Options) -> DatasetInfo:
   check_place("--out", options.out)
   check_place("--manifest", options.manifest)
   return build(
-    Manifest(options.manifest, options.root, options.allow_outside_root),
+    choose_source(
+      options.source or options.manifest or "",
+      form=options.format,
+      columns=options.columns,
+      root=options.root,
+      allow_outside_root=options.allow_outside_root,
+    ),
     options.out,
     encoding=options.encoding,
     tokenizer=options.tokenizer,

@@ -427,7 +427,9 @@ PLAIN_SAMPLING = Sampling(
   frames="uniform",
   frame_stride=1,
   min_crop_area=0.5,
-  flip=False,
+  resize="bilinear",
+  flip="never",
+  colour_jitter=0.0,
 )
 
 

@@ -6,8 +6,16 @@ from calince_jax import config as config_lib
 from calince_jax import old_formats
 
 
+def format_3(config):
+  """A configuration as format 3 wrote it."""
+  del config["data"]["resize"], config["data"]["colour_jitter"]
+  config["data"]["flip"] = config["data"]["flip"] != "never"
+  return config
+
+
 def format_2(config):
   """A configuration as format 2 wrote it."""
+  config = format_3(config)
   del config["sharding"]["slices"], config["objective"]["trust"]
   config["micro_batches"] = config.pop("grad_cache_chunks")
   objective, similarities = config["objective"], config["similarities"]
@@ -39,18 +47,23 @@ def format_1(config):
 
 def test_older_configurations_are_those_of_today(tiny_dataset):
   today = tiny_config(tiny_dataset).to_dict()
-  # What both did.
+  # What all did.
+  today["data"] |= {"resize": "antialiased", "flip": "always"}
   today["objective"]["trust"] = "schedule"
   today["model"]["video"]["pixels"] = "scaled"
-  for version, older in ((1, format_1), (2, format_2)):
-    old = older(tiny_config(tiny_dataset).to_dict())
+  changes = {"data.flip": "always"}
+  for version, older in ((1, format_1), (2, format_2), (3, format_3)):
+    old = older(tiny_config(tiny_dataset, changes=changes).to_dict())
+    if version == 3:
+      old["objective"]["trust"] = "schedule"
+      old["model"]["video"]["pixels"] = "scaled"
     read = old_formats.upgrade_config(version, old)
     config_lib.check(read)
     if version == 1:  # what it did then
       assert read["similarities"].pop("form") == "dense"
       read["similarities"]["form"] = today["similarities"]["form"]
     assert read == today
-  assert old_formats.upgrade_config(3, today) == today
+  assert old_formats.upgrade_config(4, today) == today
 
 
 def test_what_an_older_configuration_says_counts(tiny_dataset):
@@ -66,6 +79,6 @@ def test_what_an_older_configuration_says_counts(tiny_dataset):
 
 def test_what_is_of_no_form_is_left_for_the_check():
   for broken in ({}, {"model": 3, "objective": [1], "similarities": None}):
-    for version in (1, 2):
+    for version in (1, 2, 3):
       old_formats.upgrade_config(version, broken)
       old_formats.upgrade_export(version, broken)

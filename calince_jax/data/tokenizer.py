@@ -145,11 +145,18 @@ class Tokenizer:
         raise UserError(f"text {n} of {len(texts)} is empty")
     ids = np.full((len(texts), length), PAD, np.int32)
     mask = np.zeros((len(texts), length), bool)
-    for n, tokens in enumerate(self._model.encode(list(texts), out_type=int)):
+    # One thread: starting others takes longer than the captions of a batch.
+    tokenized = self._model.encode(list(texts), out_type=int, num_threads=1)
+    for n, tokens in enumerate(tokenized):
       row = [BOS, *tokens[: length - 2], EOS]
       ids[n, : len(row)] = [UNK if i == MASK else i for i in row]
       mask[n, : len(row)] = True
     return ids, mask
+
+  def lengths(self, texts: Sequence[str]) -> list[int]:
+    """Returns how many tokens each text has, begin and end included."""
+    tokenized = self._model.encode(list(texts), out_type=int, num_threads=1)
+    return [len(tokens) + 2 for tokens in tokenized]
 
   def decode(self, ids: np.ndarray) -> list[str]:
     """Decodes ids, int [N, L], to N texts without PAD, BOS and EOS."""

@@ -16,7 +16,7 @@ from etils import epath
 from calince_jax.errors import UserError
 from calince_jax.files import read_file, read_json, read_text, write_atomic
 
-FORMAT_VERSION = 3  # of checkpoints and config.json
+FORMAT_VERSION = 4  # of checkpoints and config.json
 # What train, evaluate and report write into a run folder.
 WRITTEN = (
   "checkpoints", "config.json", "data.json", "eval", "events.jsonl",

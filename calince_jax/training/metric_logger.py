@@ -37,6 +37,7 @@ class MetricLogger:
     devices: int,
     times: WallTime,
     peak_rate: float | None = None,
+    advice: str = "training waits for data",
     writer: Any = None,
   ):
     """Opens the files, and drops the rows of metrics.jsonl after `first_step`.
@@ -50,11 +51,13 @@ class MetricLogger:
       times: of this process, since its start.
       peak_rate: steps a second if the devices did nothing but the operations of
         the model at their highest rate; None: not known, and no MFU is written.
+      advice: to print where steps wait for data.
       writer: a clu MetricWriter, or None.
     """
     self._total = total_steps
     self._batch_size, self._devices = batch_size, devices
     self._times, self._peak_rate = times, peak_rate
+    self._advice = advice
     self._writer = writer
     self._begin = time.monotonic()
     self._last_step = self._first_step = first_step
@@ -144,8 +147,7 @@ class MetricLogger:
     )
     if row["data_wait_share"] > WAIT_ADVICE and step - self._first_step > 100:
       print(
-        "advice: training waits for data; prepare at a smaller --short_side or"
-        " --frame_rate, or give the host more cores",
+        f"advice: {self._advice}",
         flush=True,
       )
 

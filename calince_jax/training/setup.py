@@ -12,12 +12,13 @@ import optax
 from jax.sharding import Mesh
 
 from calince_jax import config as config_lib
+from calince_jax.data.records import caption_lengths
 from calince_jax.data.tokenizer import Tokenizer, Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
-from calince_jax.training import memory
+from calince_jax.training import input_advice, memory
 from calince_jax.training import step as train_step
 from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.optimizer import (
@@ -151,6 +152,18 @@ def open_run_folder(
     earlier=earlier,
     may_change=config_lib.keys_that_may_change(),
   )
+  for folder in data["folders"]:
+    print_cut_captions(config, folder)
+
+
+def print_cut_captions(config: dict[str, Any], folder: str) -> None:
+  """Says how many captions of a data set are longer than text_length."""
+  length = config["data"]["text_length"]
+  cut = caption_lengths.describe_cut(folder, config["data"]["split"], length)
+  if cut:
+    print(
+      f"note: {cut}, and are cut (config.data.text_length={length})", flush=True
+    )
 
 
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
@@ -326,6 +339,7 @@ def open_logger(
     devices=devices,
     times=times,
     peak_rate=peak_rate,
+    advice=input_advice.advice(config["data"]),
     writer=metric_writers.SummaryWriter(f"{workdir}/tensorboard"),
   )
   logger.event(

@@ -259,6 +259,26 @@ def test_a_plan_is_made_apart_and_kept(folder):
   assert "| 1 x cpu:4 | 8 (1) |" in table
 
 
+@pytest.fixture(scope="module")
+def input_times(noise_study, folder):
+  """The input of training, by stage and against the bare loop."""
+  command(
+    *(folder, "pipeline", f"--data={noise_study[0] / 'data'}"),
+    *("--num_frames=2", "--image_size=24", "--batch_size=2", "--batches=1"),
+    "--rounds=1",
+  )
+  return folder / "runs" / "pipeline"
+
+
+def test_the_input_is_timed_against_the_bare_loop(input_times):
+  text = (input_times / "pipeline_2.md").read_text()
+  rows = dict(
+    re.findall(r"^\| ([\w ,]+) \| [\d,.]+ \| ([\d.]+) \|", text, re.M)
+  )
+  assert rows["bare loop"] == "1.00" and float(rows["end to end"]) > 0
+  assert {"python alone", "transfer", "dmvr"} <= rows.keys()
+
+
 # ------------------------------------------------- commands that start others
 
 
@@ -400,11 +420,11 @@ def test_real_clips_gives_commands_that_are_known(tmp_path):
 
 
 def test_results_are_written_of_all_that_the_others_made(
-  noise_study, hostile, losses, timed, survived, folder
+  noise_study, hostile, losses, timed, input_times, survived, folder
 ):
   said = command(folder, "results", "--hard=runs/hostile/set")
   made = ("hard", "hostile", "hostile_settings", "noise_study", "loss", "step")
-  for name in (*made, "survival"):
+  for name in (*made, "survival", "pipeline"):
     assert f"{name}: written to docs/results.md" in said
   for name in ("quickstart", "real", "real_mismatch", "hostile_wild"):
     assert f"{name}: no runs/" in said

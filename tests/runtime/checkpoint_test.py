@@ -281,7 +281,7 @@ def test_there_is_a_golden_checkpoint_of_every_format():
 
 
 @pytest.mark.parametrize("ways", [(1, 1), (2, 2), (2, 4)])
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_older_checkpoints_can_be_read(version, ways, tmp_path):
   run = golden_run(version, tmp_path)
   config = config_lib.read_run(str(run))

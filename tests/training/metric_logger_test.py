@@ -182,7 +182,7 @@ def test_waiting_for_data_gives_advice_after_100_steps(tmp_path, capsys):
     with times.waiting_for_data():
       time.sleep(0.01)
     logger.log(step, METRICS)
-    assert ("--short_side" in capsys.readouterr().out) == advised
+    assert ("advice: training waits" in capsys.readouterr().out) == advised
 
 
 def test_the_writer_gets_the_scalars(tmp_path):

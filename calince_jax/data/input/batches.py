@@ -155,19 +155,17 @@ def eval_batches(
   def view(p):
     position, number = divmod(int(p), views)
     index = int(order[position])
-    record = reader.read([index])[0]
+    record, stored = reader.clip(index)
     clip, crop = divmod(number, num_crops)
-    frames = sampling_lib.view_frames(
-      sampling, len(record["frames"]), clip, num_clips
-    )
+    frames = sampling_lib.view_frames(sampling, len(stored), clip, num_clips)
     box = sampling_lib.view_crop(
       record["width"], record["height"], crop, num_crops
     )
-    return index, record, frames, box
+    return index, record, frames, stored[frames], box
 
   def jpegs_and_box(p):
-    _, record, frames, box = view(p)
-    return np.array([record["frames"][t] for t in frames], object), box
+    *_, jpegs, box = view(p)
+    return jpegs, box
 
   def make(k):
     p = k // len(rows) * batch_size + tf.gather(rows, k % len(rows))
@@ -176,7 +174,7 @@ def eval_batches(
       jpegs_and_box, [filled], [tf.string, tf.int32]
     )
     jpegs = tf.ensure_shape(jpegs, [sampling.num_frames])
-    video = frames_lib.decode(jpegs, box, sampling.image_size)
+    video = frames_lib.decode(jpegs, box, sampling.image_size, sampling.resize)
     number = tf.gather(order, filled // views)
     record = tf.where(p < total, number, np.int64(-1))
     return {"video": video, "record": record}
@@ -188,9 +186,11 @@ def eval_batches(
 
   def check(step):
     for p in np.minimum(step * batch_size + rows, total - 1):
-      index, record, frames, box = view(p)
+      index, record, frames, jpegs, box = view(p)
       name = clip_cache.clip_name(reader, index, record)
-      frames_lib.check(name, record["frames"], frames, box, sampling.image_size)
+      jpegs = dict(zip(frames.tolist(), jpegs, strict=True))
+      size, resize = sampling.image_size, sampling.resize
+      frames_lib.check(name, jpegs, list(jpegs), box, size, resize)
 
   return _Batches(dataset, check)
 

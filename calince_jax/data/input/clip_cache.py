@@ -1,8 +1,8 @@
 """Clips by number: read each time, or read once and kept in memory.
 
 A loader is a function (data set, record) -> (the record, its F frames); the
-frames are JPEG files, an object array [F], or decoded, uint8 [F, S, S, 3]. It
-raises CorruptRecord.
+frames are JPEG files, an object array [F] or Frames that read those that are
+taken, or decoded, uint8 [F, S, S, 3]. Loading and taking raise CorruptRecord.
 """
 
 import concurrent.futures
@@ -16,21 +16,17 @@ import tensorflow as tf
 from calince_jax.data.input import frames
 from calince_jax.data.input.sampling import Sampling, sample_crop
 from calince_jax.data.problems import CorruptRecord
-from calince_jax.data.records.reader import ClipReader
+from calince_jax.data.records.reader import ClipReader, Frames
 
 THREADS = len(os.sched_getaffinity(0))  # one for each core
-LoadedClip = tuple[dict[str, Any], np.ndarray]
+LoadedClip = tuple[dict[str, Any], np.ndarray | Frames]
 Loader = Callable[[int, int], LoadedClip]
 
 
 def from_disk(readers: Sequence[ClipReader]) -> Loader:
   """Returns a loader that reads a record whenever it is asked for it."""
 
-  def load(d, index):
-    record = readers[d].read([index])[0]
-    return record, np.array(record.pop("frames"), object)
-
-  return load
+  return lambda d, index: readers[d].clip(index)
 
 
 def from_memory(readers: Sequence[ClipReader], sampling: Sampling) -> Loader:
@@ -51,6 +47,7 @@ def from_memory(readers: Sequence[ClipReader], sampling: Sampling) -> Loader:
     d, index = address
     try:
       record, jpegs = read(d, index)
+      jpegs = jpegs[np.arange(len(jpegs))]
     except CorruptRecord as error:
       corrupt[address] = error
       return
@@ -63,10 +60,12 @@ def from_memory(readers: Sequence[ClipReader], sampling: Sampling) -> Loader:
     box = sample_crop(sampling, record["width"], record["height"], None)
     size = sampling.image_size
     try:
-      return frames.decode(tf.constant(list(jpegs)), box, size).numpy()
+      jpegs_tensor = tf.constant(jpegs.tolist())
+      return frames.decode(jpegs_tensor, box, size, sampling.resize).numpy()
     except (tf.errors.OpError, ValueError):
       name = clip_name(reader, index, record)
-      frames.check(name, jpegs, range(len(jpegs)), box, size)
+      every = range(len(jpegs))
+      frames.check(name, jpegs, every, box, size, sampling.resize)
       raise
 
   addresses = [(d, i) for d, r in enumerate(readers) for i in range(len(r))]

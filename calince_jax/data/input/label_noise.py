@@ -12,7 +12,7 @@ from calince_jax.data.sources.item import UNKNOWN
 from calince_jax.errors import UserError
 
 if TYPE_CHECKING:  # slow to import, and the synthetic corpus does not need it
-  from calince_jax.data.records.reader import ClipReader
+  from calince_jax.data.records.reader import ClipReader, Frames
 
 STREAM = 3  # of the seed's random numbers
 
@@ -146,6 +146,15 @@ class MismatchedReader:
       self._changed(int(index), record)
       for index, record in zip(indices, records, strict=True)
     ]
+
+  def clip(self, index: int) -> "tuple[dict[str, Any], Frames]":
+    """Opens a clip, see ClipReader.clip.
+
+    Raises:
+      CorruptRecord: as `read`.
+    """
+    record, frames = self._reader.clip(index)
+    return self._changed(index, record), frames
 
   def _changed(self, index, record):
     pairs = len(record["pair_indices"])

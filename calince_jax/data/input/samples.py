@@ -35,15 +35,16 @@ class Draw(NamedTuple):
     frames: int64 [T], indices of the clip's frames.
     box: int32 [y, x, height, width], the crop.
     flip: whether it is mirrored.
-    text_ids, text_mask: int32 and bool [L].
+    colours: float32 [4, 3], see sampling.sample_colours.
+    text: a caption.
     pair_index, matched: of the caption.
   """
 
   frames: np.ndarray
   box: np.ndarray
   flip: bool
-  text_ids: np.ndarray
-  text_mask: np.ndarray
+  colours: np.ndarray
+  text: str
   pair_index: int
   matched: int
 
@@ -90,9 +91,17 @@ class TrainSamples:
       ids, mask = tokenizer.encode([text], text_length)
       return ids[0], mask[0]
 
-    self._encode = functools.cache(encode) if cache else encode
-    # frames, box, flip, ids, mask, pair, matched
+    def encode_all(texts):
+      return tokenizer.encode(texts, text_length)
+
+    def remembered(texts):
+      return zip(*map(once, texts), strict=True)
+
+    once = functools.cache(encode)
+    self._encode = remembered if cache else encode_all
+    # frames, box, flip, colours, ids, mask, pair, matched
     self.types = [tf.uint8 if self._decoded else tf.string, tf.int32, tf.bool]
+    self.types += [tf.float32]
     self.types += [tf.int32, tf.bool, tf.int32, tf.int8]
 
   def columns(self, p: np.ndarray) -> list[np.ndarray]:
@@ -101,21 +110,37 @@ class TrainSamples:
     Raises:
       UserError: a record is corrupt and nothing can take its place.
     """
-    rows = map(self._sample, p.tolist(), *self._address(p))
+    d, index = self._address(p)
+    rows = list(map(self._sample, p.tolist(), d, index))
+    frames, draws = zip(*rows, strict=True)
+    _, boxes, flips, colours, texts, pairs, matched = zip(*draws, strict=True)
+    columns = (
+      frames,
+      boxes,
+      flips,
+      colours,
+      *self._encode(texts),
+      pairs,
+      matched,
+    )
     return [
       np.array(column, dtype.as_numpy_dtype)
-      for column, dtype in zip(zip(*rows, strict=True), self.types, strict=True)
+      for column, dtype in zip(columns, self.types, strict=True)
     ]
 
   def finish(
-    self, frames, box, flip, ids, mask, pair, matched
+    self, frames, box, flip, colours, ids, mask, pair, matched
   ) -> dict[str, tf.Tensor]:
     """Decodes one sample of `columns` and names its fields."""
     T, S = self._settings.num_frames, self._settings.image_size
     if not self._decoded:
-      frames = frames_lib.decode(tf.ensure_shape(frames, [T]), box, S)
+      frames = frames_lib.decode(
+        tf.ensure_shape(frames, [T]), box, S, self._settings.resize
+      )
     video = tf.ensure_shape(frames, [T, S, S, 3])
-    if self._settings.flip:
+    if self._settings.colour_jitter:
+      video = frames_lib.recoloured(video, colours)
+    if self._settings.flip != "never":
       video = tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video)
     return {
       "video": video,
@@ -146,25 +171,30 @@ class TrainSamples:
       UserError: nothing can take its place, or a frame does not decode.
     """
     for one, d, index in zip(p.tolist(), *self._address(p), strict=True):
-      index, record, frames = self._read(one, d, index)
+      index, record, frames, draw = self._read(one, d, index)
       if not self._decoded:
-        draw = self._draw(one, d, record, len(frames))
         name = clip_cache.clip_name(self._readers[d], index, record)
-        size = self._settings.image_size
-        frames_lib.check(name, frames, draw.frames, draw.box, size)
+        jpegs = dict(zip(draw.frames.tolist(), frames, strict=True))
+        size, resize = self._settings.image_size, self._settings.resize
+        frames_lib.check(name, jpegs, list(jpegs), draw.box, size, resize)
 
-  def _sample(self, p, d, index):
-    """Returns the fields of `types` of one sample."""
-    _, record, frames = self._read(p, d, index)
-    draw = self._draw(p, d, record, len(frames))
-    return (frames[draw.frames], *draw[1:])
+  def _sample(self, p, d, index) -> tuple[np.ndarray, Draw]:
+    """Returns the frames of one sample, [T, ...], and its other fields."""
+    *_, taken, draw = self._read(p, d, index)
+    return taken, draw
 
-  def _read(self, p, d, index) -> tuple[int, dict[str, Any], np.ndarray]:
-    """Returns number, record and frames of record `index` or a substitute."""
+  def _read(self, p, d, index) -> tuple[int, dict[str, Any], np.ndarray, Draw]:
+    """Reads record `index`, or a substitute, as far as the sample needs it.
+
+    Returns:
+      The record's number, the record, the frames that were drawn, the draw.
+    """
     others = sampling.substitutes(self._seed, p, len(self._readers[d]))
     for one in itertools.chain([index], others):
       try:
-        return one, *self._load(d, one)
+        record, frames = self._load(d, one)
+        draw = self._draw(p, d, record, len(frames))
+        return one, record, frames[draw.frames], draw
       except CorruptRecord as error:
         if self._corrupt_records is None:
           raise
@@ -183,12 +213,14 @@ class TrainSamples:
     chosen = rng.integers(len(record["texts"]))
     frames = sampling.sample_frames(settings, num_frames, rng)
     box = sampling.sample_crop(settings, record["width"], record["height"], rng)
-    flip = settings.flip and rng.random() < 0.5
+    flip = sampling.sample_flip(settings, record["texts"][chosen], rng)
+    colours = sampling.sample_colours(settings, rng)
     return Draw(
       frames,
       box,
       flip,
-      *self._encode(record["texts"][chosen]),
+      colours,
+      record["texts"][chosen],
       record["pair_indices"][chosen] + self._pair_offsets[d],
       record["matched"][chosen],
     )

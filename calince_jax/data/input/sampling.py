@@ -7,6 +7,7 @@ the positions [s B, (s + 1) B), on any number of hosts.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from calince_jax import fields
 from calince_jax.fields import OneOf, Range
 
 FRAME_SAMPLINGS = ("uniform", "window")
+FLIPS = ("never", "unsided", "always")
+RESIZES = ("bilinear", "antialiased")
 MIX_SLOTS = 1024
 SUBSTITUTES = 100  # records that are tried in place of a corrupt one
 
@@ -35,8 +38,12 @@ class Sampling:
     frame_stride: of `window`.
     min_crop_area: a training crop holds at least this share of the picture;
       1.0 takes the largest square in the middle.
-    flip: mirror half of the training clips; wrong for captions that say left
-      and right.
+    resize: see frames.decode.
+    flip: mirror half of the training clips: `always`, which is wrong where a
+      caption says left or right; `unsided`, only where the caption that is
+      taken names no side (in English); or `never`.
+    colour_jitter: the most by which brightness, contrast and saturation of a
+      training clip are changed, all of its frames alike; 0 changes nothing.
   """
 
   num_frames: Annotated[int, Range("[1, 4096]")]
@@ -44,7 +51,9 @@ class Sampling:
   frames: Annotated[str, OneOf(FRAME_SAMPLINGS)]
   frame_stride: Annotated[int, Range("[1, 1e6]")]
   min_crop_area: Annotated[float, Range("(0, 1]")]
-  flip: bool
+  resize: Annotated[str, OneOf(RESIZES)]
+  flip: Annotated[str, OneOf(FLIPS)]
+  colour_jitter: Annotated[float, Range("[0, 1]")]
 
   def __post_init__(self):
     fields.check_instance(self)
@@ -84,11 +93,15 @@ class Mix:
     self.dataset = np.array([d for _, d, _ in sorted(turns)], np.int64)
     self.turn = np.array([j for _, _, j in sorted(turns)], np.int64)
 
-  def __call__(self, p: int) -> tuple[int, int]:
-    """Returns the data set of position p, and how often it was read before."""
-    block, slot = divmod(p, len(self.dataset))
+  def __call__(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the data set of each position, and how often it was read before.
+
+    Args:
+      p: int64 [n].
+    """
+    block, slot = np.divmod(p, len(self.dataset))
     d = self.dataset[slot]
-    return int(d), int(block * self.counts[d] + self.turn[slot])
+    return d, block * self.counts[d] + self.turn[slot]
 
 
 def addresses(
@@ -106,7 +119,7 @@ def addresses(
   sizes = np.array(sizes)
 
   def address(p):
-    d, turn = np.array([mix(one) for one in p.tolist()]).T
+    d, turn = mix(p)
     epoch, index = np.divmod(turn, sizes[d])
     order = epoch * len(sizes) + d
     for one in np.unique(order):
@@ -180,6 +193,44 @@ def sample_crop(
   side = min(width, height)
   y, x = (height - side) // 2, (width - side) // 2
   return np.array([y, x, side, side], np.int32)
+
+
+# Words that are no longer true of a mirrored clip.
+_SIDES = re.compile(
+  r"\b(left|right)(\b|most|wards?\b|-?hand)|clockwise", re.IGNORECASE
+)
+
+
+def sample_flip(
+  sampling: Sampling, text: str, rng: np.random.Generator
+) -> bool:
+  """Returns whether a clip with this caption is mirrored."""
+  if sampling.flip == "never":
+    return False
+  mirrored = rng.random() < 0.5
+  named = sampling.flip == "unsided" and _SIDES.search(text) is not None
+  return mirrored and not named
+
+
+def sample_colours(sampling: Sampling, rng: np.random.Generator) -> np.ndarray:
+  """Returns how the colours of a clip change, float32 [4, 3].
+
+      [r g b 1] M,  M = saturation, then contrast, then brightness
+
+  with factors of 1 - colour_jitter to 1 + colour_jitter: saturation mixes a
+  pixel with its luma (ITU-R BT.601), contrast with medium grey, brightness
+  with black.
+  """
+  s = sampling.colour_jitter
+  if not s:
+    return np.eye(4, 3, dtype=np.float32)
+  brightness, contrast, saturation = rng.uniform(1 - s, 1 + s, 3)
+  luma = np.array([0.299, 0.587, 0.114])
+  M = np.zeros((4, 3))
+  M[:3] = saturation * np.eye(3) + (1 - saturation) * luma[:, None]
+  M = contrast * M
+  M[3] = 127.5 * (1 - contrast)
+  return (brightness * M).astype(np.float32)
 
 
 def view_frames(

@@ -17,6 +17,11 @@ from typing import Any
 import tqdm
 
 from calince_jax.data.problems import Ledger, Problem
+from calince_jax.data.records.caption_lengths import (
+  describe_cut,
+  write_lengths,
+)
+from calince_jax.data.records.frame_places import heads_path
 from calince_jax.data.records.plan import (
   WORK_FOLDER,
   Note,
@@ -41,6 +46,8 @@ from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 from calince_jax.errors import UserError
 from calince_jax.files import file_sha256, write_atomic
+
+DEFAULT_TEXT_LENGTH = 32  # tokens, of configs/base.py
 
 
 def build(
@@ -100,15 +107,26 @@ def build(
         ledger.add(problem)
       if not clips:
         raise UserError(f"no clip can be used: {ledger.reasons()}")
+      _print_availability(clips, problems)
       plan = plan_shards(clips, clips_per_shard)
       check_splits(out, {shard.split for shard in plan})
       begin(out, settings, clips)
       _make_tokenizer(out, clips, tokenizer, vocab_size)
+      write_lengths(out, clips, Tokenizer(out / "tokenizer.model"))
       with workers:
         notes = _write_shards(out, plan, workers, ledger)
     info = _finish(out, settings, clips, plan, notes)
     _print_summary(out, info, plan, notes, ledger)
   return info
+
+
+def _print_availability(
+  clips: Sequence[Clip], problems: Sequence[Problem]
+) -> None:
+  missing = [p.path for p in problems if p.what == "no such file"]
+  total = len(clips) + len(missing)
+  first = f"; first missing: {missing[0]}" if missing else ""
+  print(f"{len(clips):,} of {total:,} clips found{first}", flush=True)
 
 
 def _reuse(out: pathlib.Path, settings: dict[str, Any]) -> DatasetInfo:
@@ -193,6 +211,7 @@ def _finish(
       for shard in (s for s in plan if s.split == split):
         path = shard_path(out, split, shard.index, shard.count)
         path.unlink(missing_ok=True)
+        heads_path(path).unlink(missing_ok=True)
   if not splits:
     raise UserError(f"no clip can be used; see {out / 'ledger.csv'}")
   info = DatasetInfo(
@@ -239,4 +258,11 @@ def _print_summary(
       f"note: of {cut} clips longer than {seconds:g} s only the first "
       f"{info.settings['max_frames']} frames are kept (--max_frames)"
     )
+  for split in info.splits:
+    cut = describe_cut(out, split, DEFAULT_TEXT_LENGTH)
+    if cut:
+      print(
+        f"note: {cut}; training cuts them unless config.data.text_length is"
+        " larger"
+      )
   print(f"{out} is ready")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from calince_jax.data.problems import Problem
+from calince_jax.data.records.frame_places import heads_path
 from calince_jax.data.records.schema import FILE_PREFIX, shard_path
 from calince_jax.data.records.writer import write_shard
 from calince_jax.data.sources.item import UNKNOWN, Clip
@@ -81,7 +82,7 @@ def read_note(directory: pathlib.Path, shard: Shard) -> Note | None:
   path = shard_path(directory, shard.split, shard.index, shard.count)
   try:
     note = Note(**json.loads(_note_path(path).read_text(encoding="utf-8")))
-    if path.stat().st_size != note.bytes:
+    if path.stat().st_size != note.bytes or not heads_path(path).exists():
       return None
     note.problems = [Problem(*fields) for fields in note.problems]
   except (FileNotFoundError, ValueError, TypeError):

@@ -1,13 +1,21 @@
 """Reads a prepared data set: what it is, and its clips by number."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from calince_jax.data.problems import CorruptRecord
 from calince_jax.data.records import shard_reader
+from calince_jax.data.records.frame_places import (
+  heads_path,
+  places_of,
+  read_frames,
+)
 from calince_jax.data.records.schema import (
   FORMAT_VERSION,
   DatasetInfo,
@@ -78,6 +86,7 @@ class ClipReader:
     self.directory = os.fspath(directory)
     self.split = split
     self._records = shard_reader.ShardFiles(paths, lengths, num_bytes)
+    self._heads = _open_heads(paths, lengths)
 
   def __len__(self) -> int:
     """Returns the number of clips."""
@@ -101,12 +110,84 @@ class ClipReader:
     """
     return [self._read_one(int(index)) for index in indices]
 
+  def clip(self, index: int) -> "tuple[dict[str, Any], Frames]":
+    """Opens a clip, to read only some of its frames.
+
+    Args:
+      index: in [0, len(self)).
+
+    Returns:
+      A dict as `read` returns it, without the frames; and the frames.
+
+    Raises:
+      IndexError: the index is out of range.
+      CorruptRecord: the record fails its checksum or cannot be parsed.
+    """
+    if self._heads is None:  # prepared before there were heads
+      record = self._read_one(index)
+      jpegs = record.pop("frames")
+      return record, Frames(
+        len(jpegs), lambda chosen: [jpegs[t] for t in chosen]
+      )
+    with self._checked(index):
+      head = decode_record(self._heads.read(index))
+      places = places_of(head)
+
+    def read(chosen):
+      with self._checked(index):
+        return read_frames(self._records.path(index), places[chosen])
+
+    return head, Frames(len(places), read)
+
   def _read_one(self, index: int) -> dict[str, Any]:
+    with self._checked(index):
+      return decode_record(self._records.read(index))
+
+  @contextlib.contextmanager
+  def _checked(self, index):
     if not 0 <= index < len(self):
       raise IndexError(f"clip {index} of {len(self)}")
     try:
-      return decode_record(self._records.read(index))
-    except (shard_reader.BadShard, ValueError) as error:
+      yield
+    except (shard_reader.BadShard, OSError, ValueError) as error:
       raise CorruptRecord(
         self.directory, self.split, index, str(error)
       ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+  """The JPEG files of a clip; indexed with numbers [n], it reads them.
+
+  Attributes:
+    count: F.
+    read: the function from numbers, int64 [n], to JPEG files.
+  """
+
+  count: int
+  read: Callable[[np.ndarray], list[bytes]]
+
+  def __len__(self) -> int:
+    """Returns F."""
+    return self.count
+
+  def __getitem__(self, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns an object array [n] of JPEG files.
+
+    Raises:
+      CorruptRecord: one of them fails its checksum.
+    """
+    files = np.empty(len(chosen), object)
+    files[:] = self.read(np.asarray(chosen, np.int64))
+    return files
+
+
+def _open_heads(
+  paths: Sequence[pathlib.Path], lengths: Sequence[int]
+) -> shard_reader.ShardFiles | None:
+  """Opens the heads of the shards; None where there are none at all."""
+  heads = [heads_path(path) for path in paths]
+  sizes = [path.stat().st_size for path in heads if path.exists()]
+  if not sizes:
+    return None
+  return shard_reader.ShardFiles(heads, lengths, sum(sizes))

@@ -5,14 +5,17 @@ A prepared data set is a folder:
     dataset.json      what was prepared (DatasetInfo)
     ledger.csv        what could not be used, and why
     tokenizer.model   SentencePiece
+    captions.json     how many tokens the captions have
     clips-SPLIT.array_record-00000-of-00004 ...   the records
+    clips-SPLIT.array_record-00000-of-00004.heads ...   where their frames lie
     dataset_info.json, features.json   so that TFDS reads the folder as well:
                       tfds.builder_from_directory(DIR).as_data_source(SPLIT)
 
 One record is one clip, a `tf.train.Example` of the fields below. Frames are
 JPEG files, in the order of time; the reader returns them undecoded, so that
 training decodes only the frames that it samples. ArrayRecord keeps a checksum
-of each record: a flipped bit is an error, never a wrong picture.
+of each record, and a frame that is read alone (frame_places.py) has one of its
+own: a flipped bit is an error, never a wrong picture.
 """
 
 import dataclasses

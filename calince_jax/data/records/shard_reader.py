@@ -120,7 +120,7 @@ class ShardFiles:
     Raises:
       BadShard: the record, or its whole shard, is corrupt.
     """
-    shard = bisect.bisect_right(self._ends, index)
+    shard = self._shard(index)
     reader = self._reader(shard)
     place = index - self._ends[shard] + self._lengths[shard]
     try:
@@ -128,6 +128,13 @@ class ShardFiles:
       return reader.read([place])[0]
     except RuntimeError as error:
       raise BadShard(_short(error)) from None
+
+  def path(self, index: int) -> str:
+    """Returns the file that holds record `index`."""
+    return self._paths[self._shard(index)]
+
+  def _shard(self, index):
+    return bisect.bisect_right(self._ends, index)
 
   def _reader(self, shard):
     # Not cached where it is bad: a file that is repaired is read again.

@@ -11,6 +11,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from calince_jax.data.records.frame_places import (
+  PREFIX,
+  absolute_places,
+  heads_path,
+  relative_places,
+  with_places,
+)
 from calince_jax.data.records.schema import (
   FILE_PREFIX,
   DatasetInfo,
@@ -26,6 +33,8 @@ def write_shard(
 ) -> int:
   """Writes one shard; it appears under its name only when it is whole.
 
+  Its heads (frame_places.py) are written first, beside it.
+
   Args:
     path: from `shard_path`.
     records: see `encode_record`; consumed one by one.
@@ -36,24 +45,46 @@ def write_shard(
   Raises:
     UserError: it cannot be written.
   """
+  written, heads = [], []
+
+  def encoded():
+    for record in records:
+      data = encode_record(record)
+      places = relative_places(data, record["frames"])
+      written.append((data[:PREFIX], places))
+      heads.append({**record, "frames": []})
+      yield data
+
   with atomic_file(path) as partial:
-    # One record a group: random access reads only what it asks for. JPEG does
-    # not compress any further.
-    writer = array_record_module.ArrayRecordWriter(
-      os.fspath(partial), "group_size:1,uncompressed"
-    )
-    try:
-      for record in records:
-        data = encode_record(record)
-        with _explained(partial):
-          writer.write(data)
-      with _explained(partial):
-        writer.close()
-    except BaseException:
-      with contextlib.suppress(RuntimeError):
-        writer.close()
-      raise
+    _write_records(partial, encoded())
+    places = absolute_places(partial, written)
+    with atomic_file(heads_path(path)) as partial_heads:
+      _write_records(
+        partial_heads,
+        (
+          encode_record(with_places(head, place))
+          for head, place in zip(heads, places, strict=True)
+        ),
+      )
   return os.path.getsize(path)
+
+
+def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> None:
+  # One record a group: random access reads only what it asks for. JPEG does
+  # not compress any further.
+  writer = array_record_module.ArrayRecordWriter(
+    os.fspath(path), "group_size:1,uncompressed"
+  )
+  try:
+    for data in records:
+      with _explained(path):
+        writer.write(data)
+    with _explained(path):
+      writer.close()
+  except BaseException:
+    with contextlib.suppress(RuntimeError):
+      writer.close()
+    raise
 
 
 @contextlib.contextmanager

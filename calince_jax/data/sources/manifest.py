@@ -24,6 +24,7 @@ import os
 import pathlib
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 
 from calince_jax.data.problems import Problem
 from calince_jax.data.sources.item import Caption, Clip, Media
@@ -64,7 +65,7 @@ class Manifest:
     )
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
   """Why a row cannot be used: what, why, what_to_do."""
 
 
@@ -94,16 +95,39 @@ def read_manifest(
   root = os.path.realpath(path.parent if root is None else root)
   if not os.path.isdir(root):
     raise UserError(f"the root of the videos, {root}, is not a folder")
+
+  def find(video):
+    return Media(find_file(video, root, allow_outside_root))
+
+  return clips_of_rows(path, read_rows(path), find)
+
+
+def clips_of_rows(
+  path: pathlib.Path,
+  listed: Iterable[tuple[int, object]],
+  find: Callable[[str], Media],
+) -> tuple[list[Clip], list[Problem]]:
+  """Makes clips of rows, wherever they come from.
+
+  Args:
+    path: names the source in messages.
+    listed: (line, {column: str}), or (line, str) with what is wrong of a row;
+      lines increase.
+    find: the media of a row's `video`; raises BadRow.
+
+  Returns:
+    See `read_manifest`.
+  """
   clips: dict[tuple, list[dict]] = {}
   problems: list[Problem] = []
-  for line, row in read_rows(path):
+  for line, row in listed:
     try:
       row = _check_row(row) | {"line": line}
       name = os.path.normpath(row["video"])  # ./a.mp4 is a.mp4
       rows = clips.setdefault((name, row["start"], row["end"]), [])
       _check_agreement(row, rows)
       rows.append(row)
-    except _BadRow as error:
+    except BadRow as error:
       video = row.get("video") if isinstance(row, dict) else None
       what, why, what_to_do = error.args
       where = f"{path.name} line {line}"
@@ -114,10 +138,10 @@ def read_manifest(
   good = []
   for rows in filter(None, clips.values()):
     try:
-      file = _find_file(rows[0]["video"], root, allow_outside_root)
+      file = find(rows[0]["video"])
       _check_id(rows[0], used)
       good.append((file, rows))
-    except _BadRow as error:
+    except BadRow as error:
       what, why, what_to_do = error.args
       why = f"{path.name} line {rows[0]['line']}: {why}"
       video = printable(rows[0]["video"])
@@ -129,19 +153,19 @@ def read_manifest(
 
 
 def _check_row(row: object) -> dict[str, object]:
-  """Returns the row with every column, numbers parsed; raises _BadRow."""
+  """Returns the row with every column, numbers parsed; raises BadRow."""
   if isinstance(row, str):
-    raise _BadRow("malformed row", row, "correct this row")
+    raise BadRow("malformed row", row, "correct this row")
   cells = {}
   for column in COLUMNS:
     value = row.get(column)
     if isinstance(value, (dict, list)):
-      raise _BadRow(
+      raise BadRow(
         "malformed row", f"{column} is not a text or number", "correct this row"
       )
     if isinstance(value, bool):
       if column != "matched":
-        raise _BadRow(
+        raise BadRow(
           "malformed row",
           f"{column} is {str(value).lower()}, not a text",
           "correct this row",
@@ -149,7 +173,7 @@ def _check_row(row: object) -> dict[str, object]:
       value = int(value)
     cells[column] = "" if value is None else str(value).strip()
     if len(cells[column]) > MAX_CELL:
-      raise _BadRow(
+      raise BadRow(
         "too long",
         f"{column} has {len(cells[column]):,} characters, more than"
         f" {MAX_CELL:,}",
@@ -157,9 +181,9 @@ def _check_row(row: object) -> dict[str, object]:
       )
     _check_characters(column, cells[column])
   if not cells["video"]:
-    raise _BadRow("no video", "the row names no video", "fill in the video")
+    raise BadRow("no video", "the row names no video", "fill in the video")
   if _is_blank(cells["text"]):
-    raise _BadRow(
+    raise BadRow(
       "empty caption",
       "the text is empty or only white space",
       "write a caption or remove the row",
@@ -171,14 +195,14 @@ def _check_row(row: object) -> dict[str, object]:
     or len(cells["split"]) > 40
     or cells["split"].lower() == "all"
   ):
-    raise _BadRow(
+    raise BadRow(
       "bad split name",
       f"split {cells['split'][:40]!r}",
       "use at most 40 letters, digits and _, not only _, and not all: train,"
       " val, test",
     )
   if cells["matched"] not in ("", "0", "1"):
-    raise _BadRow(
+    raise BadRow(
       "bad number",
       f"matched is {cells['matched'][:40]!r}",
       "write 1 (belongs), 0 (does not) or nothing (not known)",
@@ -187,7 +211,7 @@ def _check_row(row: object) -> dict[str, object]:
   cells["start"] = _parse_seconds("start", cells["start"])
   cells["end"] = _parse_seconds("end", cells["end"])
   if cells["end"] is not None and cells["end"] <= (cells["start"] or 0.0):
-    raise _BadRow(
+    raise BadRow(
       "end before start",
       f"the clip ends at {cells['end']:g} s and starts at "
       f"{cells['start'] or 0.0:g} s",
@@ -200,13 +224,13 @@ def _check_characters(column: str, value: str) -> None:
   try:
     value.encode()
   except UnicodeEncodeError:
-    raise _BadRow(
+    raise BadRow(
       "bad character",
       f"{column} holds half of a surrogate pair",
       "write the text as UTF-8",
     ) from None
   if "\0" in value:
-    raise _BadRow(
+    raise BadRow(
       "bad character", f"{column} holds a NUL character", "remove it"
     )
 
@@ -230,7 +254,7 @@ def _parse_seconds(column: str, value: str) -> float | None:
   except ValueError:
     seconds = math.nan
   if not 0 <= seconds <= MAX_SECONDS:
-    raise _BadRow(
+    raise BadRow(
       "bad number",
       f"{column} is {value[:40]!r}",
       "write seconds, at least 0, such as 12.5",
@@ -239,10 +263,10 @@ def _parse_seconds(column: str, value: str) -> float | None:
 
 
 def _check_agreement(row: dict, rows: list[dict]) -> None:
-  """Raises _BadRow where two rows of one clip contradict each other."""
+  """Raises BadRow where two rows of one clip contradict each other."""
   for column in ("id", "label", "split", "group"):
     if rows and row[column] != rows[0][column]:
-      raise _BadRow(
+      raise BadRow(
         "conflicting rows",
         f"{column} is {row[column][:40]!r}, but line {rows[0]['line']} says "
         f"{rows[0][column][:40]!r} of the same clip",
@@ -253,9 +277,9 @@ def _check_agreement(row: dict, rows: list[dict]) -> None:
 # ------------------------------------------------------------- one clip
 
 
-def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
+def find_file(video: str, root: str, allow_outside_root: bool) -> str:
   if re.match(r"[a-z]+://", video, re.IGNORECASE):
-    raise _BadRow(
+    raise BadRow(
       "an address", "the video is an address, not a file", "download it first"
     )
   try:
@@ -263,16 +287,16 @@ def _find_file(video: str, root: str, allow_outside_root: bool) -> str:
     inside = os.path.commonpath([root, path]) == root
     exists, is_file = os.path.exists(path), os.path.isfile(path)
   except OSError as error:  # a name that is too long, a loop of links
-    raise _BadRow("no such file", f"{error.strerror}", "check it") from None
+    raise BadRow("no such file", f"{error.strerror}", "check it") from None
   if not (inside or allow_outside_root):
-    raise _BadRow(
+    raise BadRow(
       "outside the root",
       f"the path leads out of {root}",
       "set --root to a folder that holds it, or --allow_outside_root",
     )
   if not is_file:
     why = "not a plain file" if exists else "not there"
-    raise _BadRow(
+    raise BadRow(
       "no such file",
       f"{printable(path)} is {why}{'' if exists else _similar_name(path)}",
       "check the name and --root, or download it again",
@@ -293,14 +317,14 @@ def _similar_name(path: str) -> str:
 
 
 def _check_id(row: dict, used: dict[str, int]) -> None:
-  """Makes an id where none is given; raises _BadRow if the id is taken."""
+  """Makes an id where none is given; raises BadRow if the id is taken."""
   if not row["id"]:
     row["id"] = row["video"]
     if row["start"] is not None or row["end"] is not None:
       end = "" if row["end"] is None else f"{row['end']!r}"
       row["id"] += f"#{row['start'] or 0.0!r}-{end}"
   if row["id"] in used:
-    raise _BadRow(
+    raise BadRow(
       "duplicate id",
       f"the id {row['id'][:80]!r} is that of line {used[row['id']]}",
       "give each clip an id of its own, or none",
@@ -308,7 +332,7 @@ def _check_id(row: dict, used: dict[str, int]) -> None:
   used[row["id"]] = row["line"]
 
 
-def _number_captions(good: list[tuple[str, list[dict]]]) -> list[Clip]:
+def _number_captions(good: list[tuple[Media, list[dict]]]) -> list[Clip]:
   """Makes the clips; captions are numbered in the order of their lines."""
   lines = sorted(row["line"] for _, rows in good for row in rows)
   index = {line: i for i, line in enumerate(lines)}
@@ -316,7 +340,7 @@ def _number_captions(good: list[tuple[str, list[dict]]]) -> list[Clip]:
     Clip(
       id=rows[0]["id"],
       video=rows[0]["video"],
-      media=Media(file),
+      media=file,
       start=rows[0]["start"],
       end=rows[0]["end"],
       label=rows[0]["label"],

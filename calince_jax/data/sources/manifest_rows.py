@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from calince_jax.errors import UserError
 from calince_jax.files import check_plain_file
@@ -25,8 +25,14 @@ def check_manifest(path: str | os.PathLike) -> None:
   check_plain_file(path)
 
 
-def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
+def read_rows(
+  path: pathlib.Path, needed: Sequence[str] = ("video", "text")
+) -> Iterator[tuple[int, object]]:
   """Yields (line, {column: str}), or (line, str) with what is wrong of a row.
+
+  Args:
+    path: of the file.
+    needed: columns that it must have.
 
   Raises:
     UserError: the file as a whole cannot be read.
@@ -40,9 +46,9 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[int, object]]:
     )
   try:
     if suffix == ".jsonl":
-      rows = _parse_jsonl(path)
+      rows = _parse_jsonl(path, needed)
     else:
-      rows = _parse_csv(path, "," if suffix == ".csv" else "\t")
+      rows = _parse_csv(path, "," if suffix == ".csv" else "\t", needed)
     count = 0
     for row in rows:
       count += 1
@@ -90,7 +96,7 @@ def _not_utf8(path: pathlib.Path) -> UserError:
 
 
 def _parse_csv(
-  path: pathlib.Path, delimiter: str
+  path: pathlib.Path, delimiter: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, object]]:
   csv.field_size_limit(2 * MAX_LINE)  # ours is MAX_CELL, and costs one row
   reader = csv.reader(_read_lines(path, ""), delimiter=delimiter, strict=True)
@@ -103,7 +109,7 @@ def _parse_csv(
         continue
       if header is None:
         header = [field.strip() for field in fields]
-        _check_header(path, header)
+        _check_header(path, header, needed)
       elif len(fields) != len(header):
         yield first, f"{len(fields)} fields where the header has {len(header)}"
       else:
@@ -116,7 +122,9 @@ def _parse_csv(
     ) from None
 
 
-def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
+def _parse_jsonl(
+  path: pathlib.Path, needed: Sequence[str]
+) -> Iterator[tuple[int, object]]:
   first = True
   for line, content in enumerate(_read_lines(path, "\n"), 1):
     if not content.strip():
@@ -129,18 +137,21 @@ def _parse_jsonl(path: pathlib.Path) -> Iterator[tuple[int, object]]:
       yield line, "not a JSON object"
     else:
       if first:
-        _check_header(path, list(row))
+        _check_header(path, list(row), needed)
         first = False
       yield line, row
 
 
-def _check_header(path: pathlib.Path, header: list[str]) -> None:
-  for column in ("video", "text"):
+def _check_header(
+  path: pathlib.Path, header: list[str], needed: Sequence[str]
+) -> None:
+  for column in needed:
     if column not in header:
       names = ", ".join(repr(printable(name)[:40]) for name in header[:20])
       more = ", ..." if len(header) > 20 else ""
       raise UserError(
-        f"{path} has no column {column!r}; its columns are [{names}{more}]"
+        f"{path} has no column {column!r}; its columns are [{names}{more}];"
+        " other names are told with --columns=video:...,text:..."
       )
   twice = sorted({name for name in header if header.count(name) > 1} - {""})
   if twice:

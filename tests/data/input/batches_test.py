@@ -121,7 +121,7 @@ def test_the_truth_belongs_to_the_pair(reader, ten):
   "changes",
   [
     {},  # as they are stored
-    {"image_size": 24, "flip": True},  # another size
+    {"image_size": 24, "flip": "always", "colour_jitter": 0.4},  # another size
     {"min_crop_area": 0.5},
     {"frames": "window", "frame_stride": 2},
   ],
@@ -151,9 +151,9 @@ def test_kept_in_memory_nothing_is_read_again(reader, tokenizer):
     def __len__(self):
       return len(reader)
 
-    def read(self, indices):
-      self.reads += indices
-      return reader.read(indices)
+    def clip(self, index):
+      self.reads.append(index)
+      return reader.clip(index)
 
   counts = {}
   for cache in (False, True):
@@ -166,12 +166,48 @@ def test_kept_in_memory_nothing_is_read_again(reader, tokenizer):
 def test_a_picture_of_the_right_size_is_not_resampled(reader):
   jpeg = reader.read([3])[0]["frames"][0]
   box = np.array([0, 4, 32, 32], np.int32)
-  (ours,) = frames.decode(tf.constant([jpeg]), box, 32).numpy()
+  (ours,) = frames.decode(tf.constant([jpeg]), box, 32, "bilinear").numpy()
   decoded = tf.io.decode_and_crop_jpeg(jpeg, box, channels=3)
   np.testing.assert_array_equal(ours, decoded)
   # Nor would resampling have changed it.
   resized = tf.image.resize(decoded, [32, 32], antialias=True)
   np.testing.assert_array_equal(ours, resized)
+
+
+def test_a_larger_picture_is_reduced_by_the_decoder_and_stays_near():
+  """Smooth pictures, at each reduction; both ways near a Lanczos filter."""
+  y, x = np.mgrid[:256, :320] / 40
+  waves = [np.sin(x + c) * np.cos(y - c) for c in range(3)]
+  picture = np.uint8(127.5 + 100 * np.stack(waves, -1))
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, "JPEG", quality=95, subsampling=0)
+  jpegs, box = tf.constant([file.getvalue()]), np.array([0, 32, 256, 256])
+  for size in (240, 150, 80, 40, 20):
+    expected = Image.fromarray(picture).resize(
+      (size, size), Image.Resampling.LANCZOS, box=(32, 0, 288, 256)
+    )
+    for resize in sampling.RESIZES:
+      (got,) = frames.decode(
+        jpegs, tf.constant(box, tf.int32), size, resize
+      ).numpy()
+      wrong = np.abs(got.astype(int) - np.asarray(expected, int))
+      assert wrong.mean() < 1.5, (size, resize)
+
+
+def test_what_is_finer_than_the_picture_becomes_grey():
+  """Stripes of one pixel, which plain bilinear steps turn into a moire."""
+  stripes = np.uint8(255 * (np.arange(512) % 2))
+  picture = np.broadcast_to(stripes[None, :, None], (512, 512, 3))
+  file = io.BytesIO()
+  Image.fromarray(picture).save(file, "JPEG", quality=95, subsampling=0)
+  jpegs = tf.constant([file.getvalue()])
+  box = tf.constant([0, 0, 512, 512])
+  for size in (290, 140, 70):
+    for resize in sampling.RESIZES:
+      (got,) = frames.decode(jpegs, box, size, resize).numpy()
+      assert got[4:-4, 4:-4].std() < 13, (size, resize)
+    plain = tf.image.resize(picture[None], [size, size]).numpy()[0]
+    assert plain.std() > 30
 
 
 def test_pictures_equal_a_plain_decoder(reader, tokenizer):
@@ -192,7 +228,9 @@ def test_pictures_equal_a_plain_decoder(reader, tokenizer):
 
 def test_flip_mirrors_some_clips(reader, tokenizer):
   plain = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0)
-  flip = replace(PLAIN_SAMPLING, image_size=32, min_crop_area=1.0, flip=True)
+  flip = replace(
+    PLAIN_SAMPLING, image_size=32, min_crop_area=1.0, flip="always"
+  )
   (a,) = batches([reader], tokenizer, 1, sampling=plain)
   (b,) = batches([reader], tokenizer, 1, sampling=flip)
   same = [(x == y).all() for x, y in zip(a["video"], b["video"], strict=True)]

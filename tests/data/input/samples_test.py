@@ -25,7 +25,7 @@ from calince_jax.data.input import frames as frames_lib
 from calince_jax.data.input import label_noise, sampling
 from calince_jax.data.input.corrupt_records import CorruptRecordLog
 from calince_jax.data.problems import CorruptRecord
-from calince_jax.data.records import schema, writer
+from calince_jax.data.records import frame_places, schema, writer
 from calince_jax.data.records.reader import ClipReader
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
@@ -43,17 +43,22 @@ def copy_of(folder, target):
   return target
 
 
+def flip_frames(data, reader, record, frames):
+  """Flips a bit of each of the frames, in the bytes of the shard."""
+  head = schema.decode_record(reader._heads.read(record))
+  for position, length, _ in frame_places.places_of(head)[list(frames)]:
+    data[frame_places.forward(position, length // 2)] ^= 4
+
+
 @pytest.fixture(scope="module")
 def rotten(tiny_dataset, tmp_path_factory):
   """The tiny data set after some bits of its training split have flipped."""
   folder = copy_of(tiny_dataset, tmp_path_factory.mktemp("rotten") / "set")
   path = schema.shard_path(folder, "train", 0, 1)
-  records = ClipReader(tiny_dataset, "train").read(FLIPPED)
+  reader = ClipReader(tiny_dataset, "train")
   data = bytearray(path.read_bytes())
-  for record in records:
-    # A frame that does not lie across two of the file's blocks.
-    places = [data.find(frame) for frame in record["frames"]]
-    data[max(places) + 200] ^= 4
+  for record in FLIPPED:
+    flip_frames(data, reader, record, range(8))
   path.write_bytes(data)
   return folder
 
@@ -155,7 +160,8 @@ def plain_samples(reader, own, settings):
         continue
       caption, frames, box = plain_draw(p, record, settings)
       jpegs = tf.constant([record["frames"][t] for t in frames])
-      video = frames_lib.decode(jpegs, box, settings.image_size).numpy()
+      size, resize = settings.image_size, settings.resize
+      video = frames_lib.decode(jpegs, box, size, resize).numpy()
       pair, matched = record["pair_indices"], record["matched"]
       made.append((index != first, pair[caption], matched[caption], video))
       break
@@ -209,6 +215,31 @@ def test_a_corrupt_record_is_substituted_and_no_other(
     np.testing.assert_array_equal(batch["text_mask"], mask)
 
 
+def test_only_the_frames_that_are_sampled_are_read(tiny_dataset, tmp_path):
+  folder = copy_of(tiny_dataset, tmp_path / "set")
+  path = schema.shard_path(folder, "train", 0, 1)
+  healthy, data = (
+    ClipReader(tiny_dataset, "train"),
+    bytearray(path.read_bytes()),
+  )
+  for record in range(0, CLIPS, 2):
+    flip_frames(data, healthy, record, [0])
+  path.write_bytes(data)
+  log = NoLog()
+  made = batches([ClipReader(folder, "train")], 5, corrupt_records=log)
+  own = records_of(tiny_dataset, 5)
+  lost = []
+  for p, index in enumerate(own.tolist()):
+    (record,) = healthy.read([index])
+    lost.append(index % 2 == 0 and 0 in plain_draw(p, record, CROPS)[1])
+  assert log.substituted == lost
+  assert 0 < sum(lost) < (own % 2 == 0).sum()
+  whole = np.concatenate([b["video"] for b in batches([healthy], 5)])
+  video = np.concatenate([batch["video"] for batch in made])
+  kept = ~np.array(lost)
+  np.testing.assert_array_equal(video[kept], whole[kept])
+
+
 def test_neither_hosts_nor_resuming_nor_the_past_matter(rotten):
   reader = ClipReader(rotten, "train")
   whole = batches([reader], 10)
@@ -230,7 +261,8 @@ def test_neither_hosts_nor_resuming_nor_the_past_matter(rotten):
 
 def decodes(jpeg, box, settings):
   try:
-    frames_lib.decode(tf.constant([jpeg]), box, settings.image_size)
+    size, resize = settings.image_size, settings.resize
+    frames_lib.decode(tf.constant([jpeg]), box, size, resize)
   except tf.errors.InvalidArgumentError:
     return False
   return True
@@ -280,10 +312,12 @@ def test_the_frame_that_does_not_decode_is_named(foreign, clip, frame):
   box = np.array([0, 8, 32, 32], np.int32)
   check = functools.partial(frames_lib.check, "a clip", record["frames"])
   with pytest.raises(UserError, match=f"^frame {frame} of a clip does not"):
-    check(range(8), box, 24)
-  check(range(frame), box, 24)
+    check(range(8), box, 24, "bilinear")
+  check(range(frame), box, 24, "bilinear")
   (healthy,) = ClipReader(foreign, "train").read([clip + 1])
-  frames_lib.check("a clip", healthy["frames"], range(8), box, 24)
+  frames_lib.check(
+    *("a clip", healthy["frames"], range(8), box, 24, "bilinear")
+  )
 
 
 def test_a_mix_takes_its_substitutes_from_the_same_data_set(
@@ -371,7 +405,7 @@ def test_a_run_lists_counts_and_stops(rotten, tmp_path):
   assert {row[0] for row in rows} == {
     f"{rotten}/train/record {k}" for k in FLIPPED
   }
-  assert all("hash mismatch" in row[2] for row in rows)
+  assert all("checksum of a frame" in row[2] for row in rows)
   with pytest.raises(UserError, match=r"max_bad_fraction=0.05 of its 40 clips"):
     run(0.05, 10)
   with open(tmp_path / "ledger.csv", newline="") as file:

@@ -86,19 +86,19 @@ def test_a_sample_is_its_address():
 def test_a_mix_reads_each_data_set_by_weight_and_in_turn():
   mix = Mix([3, 1])
   turns = {0: [], 1: []}
-  for p in range(5_000):
-    d, turn = mix(p)
+  for d, turn in zip(*mix(np.arange(5_000)), strict=True):
     turns[d].append(turn)
   for seen in turns.values():
     assert seen == list(range(len(seen)))  # none left out, none twice
   assert abs(len(turns[0]) / 5_000 - 0.75) < 0.002
   # Spread evenly: never far from its share, at any position.
-  read = np.cumsum([mix(p)[0] == 1 for p in range(5_000)])
+  read = np.cumsum(mix(np.arange(5_000))[0] == 1)
   assert np.abs(read - np.arange(1, 5_001) / 4).max() <= 1.5
 
 
 def test_a_mix_of_one_reads_in_order():
-  assert [Mix([0.2])(p) for p in range(3)] == [(0, 0), (0, 1), (0, 2)]
+  d, turn = Mix([0.2])(np.arange(3))
+  assert d.tolist() == [0, 0, 0] and turn.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [1, 1e-6]])
@@ -119,3 +119,30 @@ def test_weights_must_be_positive_and_not_too_small(weights):
 def test_wrong_choices_are_named(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     replace(PLAIN_SAMPLING, **wrong)
+
+
+def test_clips_are_mirrored_unless_the_caption_names_a_side():
+  def share(flip, text):
+    how = replace(PLAIN_SAMPLING, flip=flip)
+    rngs = [sampling.generator(0, p) for p in range(200)]
+    return np.mean([sampling.sample_flip(how, text, rng) for rng in rngs])
+
+  for text in ("a ball rolls", "it is brightly lit", "leftover rice"):
+    assert share("never", text) == 0
+    assert 0.4 < share("always", text) == share("unsided", text) < 0.6
+  for text in ("turn LEFT", "her right-hand side", "leftmost", "clockwise"):
+    assert share("unsided", text) == 0 and share("always", text) > 0.4
+
+
+def test_colours_change_around_grey_and_within_the_range():
+  still = sampling.sample_colours(PLAIN_SAMPLING, sampling.generator(0, 0))
+  np.testing.assert_allclose(still, np.eye(4, 3), atol=1e-6)
+  how = replace(PLAIN_SAMPLING, colour_jitter=0.4)
+  pixel, grey = np.array([[200.0, 40, 90, 1]]), np.array([[90.0, 90, 90, 1]])
+  spread = []
+  for p in range(100):
+    M = sampling.sample_colours(how, sampling.generator(0, p))
+    assert np.ptp(grey @ M) < 1e-3  # grey stays grey
+    assert 0.6 * (0.6 * 90) - 1e-3 < (grey @ M)[0, 0] < 1.4 * 127.5
+    spread.append(np.ptp(pixel @ M) / 160)
+  assert min(spread) < 0.5 and max(spread) > 1.5

@@ -7,14 +7,19 @@ import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.hostile.films import GOOD, film
-from calince_jax.data.records import plan
+from calince_jax.data.records import caption_lengths, plan
 from calince_jax.data.records.build import build
 from calince_jax.data.records.reader import ClipReader
+from calince_jax.data.sources.choose import choose_source
 from calince_jax.data.sources.item import Caption, Clip, Media
 from calince_jax.data.sources.manifest import Manifest
+from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 
@@ -98,7 +103,7 @@ def test_a_tar_gives_the_records_of_its_files(films, whole, tmp_path):
   tar = Tar(tmp_path / "films.tar", tuple(clips))
   made = prepared(tar, tmp_path / "set")
   shards = [name for name in whole if name.startswith("clips-")]
-  assert len(shards) == 3
+  assert len(shards) == 6  # and their heads
   for name in [*shards, "ledger.csv", "tokenizer.model"]:
     assert made[name] == whole[name]
   assert made["dataset.json"] != whole["dataset.json"]  # it has the digest
@@ -140,8 +145,10 @@ def test_shards_are_written_anywhere_in_any_order(films, whole, tmp_path):
     ) as workers:
       note = plan.write_shard_of_clips(folder, shard, workers, reports.append)
     assert plan.read_note(folder, shard) == note
-    (name,) = [name for name in contents(folder) if name.startswith("clips-")]
-    assert contents(folder)[name] == whole[name]
+    names = [name for name in contents(folder) if name.startswith("clips-")]
+    assert len(names) == 2  # the shard and its heads
+    for name in names:
+      assert contents(folder)[name] == whole[name]
   assert len(reports) == len(clips)
   assert [p.what for p in reports if p] == ["outside the video"]
 
@@ -164,7 +171,7 @@ def test_one_pool_writes_several_shards(films, whole, tmp_path):
     for shard in shards:
       plan.write_shard_of_clips(tmp_path, shard, workers, lambda problem: None)
   made = contents(tmp_path)
-  assert len(made) == 3 and made.items() <= whole.items()
+  assert len(made) == 6 and made.items() <= whole.items()
 
 
 def test_the_digest_of_a_plan_is_that_of_earlier_versions(tmp_path):
@@ -189,3 +196,71 @@ def test_the_digest_of_a_plan_is_that_of_earlier_versions(tmp_path):
       "fd297f3e3de338fcd5a37ddecf3dfc12123fbdd2b34e673af8eab5dd81772f85"
     ),
   }
+
+
+def test_captions_longer_than_the_model_reads_are_counted(whole, tmp_path):
+  counts = json.loads(whole["captions.json"])
+  (tmp_path / "captions.json").write_bytes(whole["captions.json"])
+  (tmp_path / "tokenizer.model").write_bytes(whole["tokenizer.model"])
+  tokenizer = Tokenizer(tmp_path / "tokenizer.model")
+  texts = [f"film number {i}" for i in range(COUNT)]
+  texts += ["again number 7", "too late"]
+  lengths = []
+  for text in texts:
+    _, mask = tokenizer.encode([text], 100)
+    lengths.append(int(mask.sum()))
+  assert counts == {"train": np.bincount(lengths).tolist()}
+  longest = max(lengths)
+  for length in range(3, longest):
+    cut = sum(n > length for n in lengths)
+    said = caption_lengths.describe_cut(tmp_path, "train", length)
+    assert said.startswith(f"{cut} of {len(texts)} captions (")
+    assert said.endswith(f"more than {length} tokens, the longest {longest}")
+  assert caption_lengths.describe_cut(tmp_path, "train", longest) == ""
+  assert caption_lengths.describe_cut(tmp_path / "older", "train", 3) == ""
+
+
+def test_other_sources_of_the_same_clips_make_the_same_records(
+  films, whole, tmp_path
+):
+  clips, _ = Manifest(str(films / "clips.csv")).scan()
+  clips = [clip for clip in clips if clip.start != 77]
+  rows = [
+    {"film": clip.video.removesuffix(".mp4"), "text": caption.text}
+    | {c: getattr(clip, c) for c in ("id", "start", "label", "split", "group")}
+    for clip in clips
+    for caption in clip.captions
+  ]
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "films.parquet")
+  (tmp_path / "films").mkdir()
+  for clip in clips:
+    document = {
+      c: getattr(clip, c) for c in ("id", "start", "label", "split", "group")
+    }
+    document["text"] = [caption.text for caption in clip.captions]
+    (tmp_path / "films" / f"{clip.video}").write_bytes(
+      (films / clip.video).read_bytes()
+    )
+    text = json.dumps(document)
+    (tmp_path / "films" / f"{clip.video[:-4]}.json").write_text(text)
+  with tarfile.open(tmp_path / "films.tar", "w") as tar:
+    for path in sorted((tmp_path / "films").iterdir()):
+      tar.add(path, path.name)
+  sources = {
+    "parquet": ("films.parquet", {"columns": "video:film", "root": str(films)}),
+    "folder": ("films", {}),
+    "tar": ("films.tar", {}),
+  }
+  for name, (path, more) in sources.items():
+    source = choose_source(str(tmp_path / path), **more)
+    prepared(source, tmp_path / f"{name} set")
+
+  def clips_of(name):
+    reader = ClipReader(tmp_path / f"{name} set", "train")
+    records = reader.read(range(len(reader)))
+    return {r.pop("id"): r | {"pair_indices": None} for r in records}
+
+  assert clips_of("folder") == clips_of("tar") == clips_of("parquet")
+  assert len(clips_of("tar")) > 3
+  (record,) = (r for r in clips_of("tar").values() if len(r["texts"]) > 1)
+  assert record["texts"] == ["film number 7", "again number 7"]
