@@ -23,6 +23,11 @@ name every shape, colour and motion; size and texture are sometimes left out.
 motion, on grey, with captions of bare words ("red star up and blue ring grow");
 the label is the main thing's motion.
 
+--style=hard is what learning may fail to start on: dark pictures, small things
+that stay where they are, nothing else that changes, and captions that name
+shape, colour and place: of two things, some 14 to 22 words ("a tiny plain red
+star at the top left and ..."). The label is the main thing's shape.
+
 A clip depends on (seed, split, its index, max_objects, style) alone.
 """
 
