@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from jax.sharding import Mesh
 
 from calince_jax import fields, old_formats
+from calince_jax.data.input import mismatch_kinds
 from calince_jax.data.input.sampling import Mix, Sampling
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
@@ -70,6 +71,7 @@ class Data(Sampling):
   cache: Annotated[bool, MAY_CHANGE]
   max_bad_fraction: Annotated[float, Range("[0, 1]"), MAY_CHANGE]
   mismatch: Annotated[float, Range("[0, 1)")]
+  mismatch_kind: Annotated[str, OneOf(tuple(mismatch_kinds.KINDS))]
   mismatch_seed: Annotated[int, Range("[0, 2147483647]")]
 
 

@@ -31,7 +31,11 @@ RENAMED = (
   ("similarities", "keep", "max_saved_bytes"),
 )
 # Since format 3: keys that older formats lack, with what they did.
-ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
+ADDED_IN_3 = {
+  "data": {"mismatch_kind": "uniform"},
+  "objective": {"trust": "schedule"},
+  "sharding": {"slices": 0},
+}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
   "video_size": (("video", "size"),),

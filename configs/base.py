@@ -60,6 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.max_bad_fraction = 0.01  # of samples that may be substituted
   # For studies: this share of the training clips gets another clip's caption.
   config.data.mismatch = 0.0
+  # Whose: uniform, any; near, one that says almost the same; within_group, one
+  # of its group; shifted, the next clip's of its group; partial, half of one.
+  config.data.mismatch_kind = "uniform"
   config.data.mismatch_seed = 0
 
   config.model = ml_collections.ConfigDict()

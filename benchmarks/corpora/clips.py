@@ -54,12 +54,12 @@ def make_corpus(
   """
   folder = Path(out)
   known, wanted = folder / "corpus.json", json.dumps(settings, indent=2) + "\n"
-  if folder.is_dir() and any(folder.iterdir()):
-    if not known.exists() or known.read_text(encoding="utf-8") != wanted:
-      raise UserError(
-        f"{out} holds something else, or a corpus of other settings; choose"
-        " another --out, or delete that folder"
-      )
+  begun = folder.is_dir() and any(folder.iterdir())
+  if begun and not (known.exists() and known.read_text("utf-8") == wanted):
+    raise UserError(
+      f"{out} holds something else, or a corpus of other settings; choose"
+      " another --out, or delete that folder"
+    )
   for name in ("clips", "units"):
     (folder / name).mkdir(parents=True, exist_ok=True)
   write_atomic(known, wanted)
@@ -89,7 +89,7 @@ def write_clip(out: Path, name: str, frames: Sequence[np.ndarray]) -> str:
 
 
 def moments(count: int) -> np.ndarray:
-  """int64 [NUM_FRAMES]: which of `count` moments a clip shows, first to last."""
+  """int64 [NUM_FRAMES]: which of `count` moments a clip shows."""
   return np.linspace(0, count - 1, NUM_FRAMES).round().astype(int)
 
 

@@ -147,7 +147,7 @@ def _generator(name: str) -> np.random.Generator:
 def camera(rng: np.random.Generator) -> mujoco.MjvCamera:
   """Looks over the robot's shoulder, from a slightly other place each time."""
   view = mujoco.MjvCamera()
-  view.lookat[:] = (0, 0.65, 0.1) + rng.normal(0, 0.02, 3)
+  view.lookat[:] = np.add((0, 0.65, 0.1), rng.normal(0, 0.02, 3))
   view.distance = rng.uniform(1.05, 1.25)
   view.azimuth = rng.uniform(120, 145)
   view.elevation = rng.uniform(-45, -32)

@@ -43,6 +43,7 @@ class Options:
   seed: int = 0
   mismatch: float | None = None
   mismatch_seed: int | None = None
+  mismatch_kind: str | None = None
   report_queries: int = 8
   report_worst_pairs: int = 48
 
@@ -80,8 +81,8 @@ class Evaluation:
     """The records of a split, captions exchanged as `mismatch` says."""
     return mismatched(ClipReader(self.data, split), *self.mismatch(split))
 
-  def mismatch(self, split: str) -> tuple[float, int]:
-    """The share of a split's clips whose captions are exchanged; the seed.
+  def mismatch(self, split: str) -> tuple[float, int, str]:
+    """Share of a split's clips with wrong captions; the seed, the kind.
 
     On the run's own data the run's setting applies. --mismatch overrules it for
     --train_split, on any data.
@@ -94,14 +95,14 @@ class Evaluation:
       share = options.mismatch
     if options.mismatch_seed is not None:
       seed = options.mismatch_seed
-    return share, seed
+    return share, seed, options.mismatch_kind or trained["mismatch_kind"]
 
   def exchanged(self, split: str) -> dict[str, Any]:
     """A line of the protocol on exchanged captions, where there are any."""
-    share, seed = self.mismatch(split)
+    share, seed, kind = self.mismatch(split)
     if not share:
       return {}
-    return {"captions exchanged": f"share {share:g}, seed {seed}"}
+    return {"captions exchanged": f"share {share:g}, {kind}, seed {seed}"}
 
   @functools.cache  # noqa: B019
   def opened(self, split: str) -> encode.Split:

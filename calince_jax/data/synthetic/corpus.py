@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 from calince_jax import errors
-from calince_jax.data.input.label_noise import exchange
+from calince_jax.data.input.mismatch_kinds import exchange
 from calince_jax.data.synthetic import caption as synthetic_caption
 from calince_jax.data.synthetic import scene as synthetic_scene
 from calince_jax.data.synthetic import video as synthetic_video
