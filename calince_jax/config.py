@@ -58,6 +58,7 @@ class Alarms:
 
   loss_spike: Annotated[float, Range("[0, 1e9]")]
   effective_sample_share: Annotated[float, Range("[0, 1]")]
+  no_learning_steps: Annotated[int, Range("[0, 1e9]")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

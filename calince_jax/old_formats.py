@@ -32,6 +32,7 @@ RENAMED = (
 )
 # Since format 3: keys that older formats lack, with what they did.
 ADDED_IN_3 = {
+  "alarms": {"no_learning_steps": 200},
   "data": {"mismatch_kind": "uniform"},
   "objective": {"trust": "schedule"},
   "sharding": {"slices": 0},

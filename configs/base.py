@@ -36,6 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Warn of an effective sample size below this share of the batch: a few pairs
   # then hold nearly all of the weight.
   config.alarms.effective_sample_share = 0.05
+  # Warn of an in-batch accuracy near chance after this many steps.
+  config.alarms.no_learning_steps = 200
   # Zero-shot retrieval during training; 0: never. A multiple of log_every.
   config.evaluate_every = 0  # steps
   config.evaluate_splits = "val"  # separated by commas

@@ -32,8 +32,9 @@ def render(run: dict) -> str:
 
   Args:
     run: {"name": str, "workdir": str as on a command line, "date": str,
-      "config": dict or None, "metrics": list of logged rows, maybe empty, and
-      for each of TASKS its result as evaluate wrote it, or None}. Where
+      "config": dict or None, "metrics": list of logged rows, maybe empty,
+      "notes": sentences on how training went, maybe none, and for each of TASKS
+      its result as evaluate wrote it, or None}. Where
       something is absent, the page names the command that makes it.
 
   Raises:
