@@ -51,7 +51,9 @@ def define_flags() -> None:
   flags.DEFINE_string("hostile_settings", f"{hostile}_settings", "of that")
   flags.DEFINE_string("loss", "runs/loss", "of loss_memory and loss_time")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
-  flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
+  flags.DEFINE_string(
+    "noise_study", "runs/noise_study", "of noise_study; of others + _CORPUS"
+  )
 
 
 def made_table(folder: Path) -> str:
@@ -89,7 +91,13 @@ def main() -> None:
     "hostile": (F.hostile, made_table),
     "hostile_wild": (F.hostile_wild, made_table),
     "hostile_settings": (F.hostile_settings, made_table),
-    "noise_study": (F.noise_study, noise_study_text.section),
+    **{
+      f"noise_study{corpus}": (
+        f"{F.noise_study}{corpus}",
+        noise_study_text.section,
+      )
+      for corpus in ("", "_hard", "_grid", "_metaworld")
+    },
     "loss": (F.loss, loss_tables),
     "survival": (F.survival, survival_tables),
   }

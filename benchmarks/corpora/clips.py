@@ -6,6 +6,7 @@ when that file is there, so the same command resumes; at the end the rows of all
 units become OUT/manifest.csv, in the order of the units.
 """
 
+import contextlib
 import csv
 import functools
 import io
@@ -44,7 +45,7 @@ def make_corpus(
     settings: what decides the clips.
     units: names, also of files.
     make: (unit, OUT) -> its rows, written into OUT/clips; can be pickled.
-    num_workers: processes.
+    num_workers: processes; 1: this one.
 
   Returns:
     The path of the manifest.
@@ -65,9 +66,13 @@ def make_corpus(
   write_atomic(known, wanted)
   missing = [unit for unit in units if not _note(folder, unit).exists()]
   start = time.monotonic()
+  make_one = functools.partial(_make, folder, make)
   context = multiprocessing.get_context("spawn")
-  with futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-    finished = pool.map(functools.partial(_make, folder, make), missing)
+  with contextlib.ExitStack() as stack:
+    finished = map(make_one, missing)
+    if num_workers > 1:
+      pool = futures.ProcessPoolExecutor(num_workers, mp_context=context)
+      finished = stack.enter_context(pool).map(make_one, missing)
     for count, unit in enumerate(finished, 1):
       seconds = time.monotonic() - start
       print(f"{unit}: {count}/{len(missing)} in {seconds:.0f} s", flush=True)
