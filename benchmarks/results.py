@@ -27,6 +27,7 @@ from absl import flags
 from benchmarks.noise_study import text as noise_study_text
 from calince_jax import cli
 from calince_jax.errors import UserError
+from calince_jax.evals.report import headlines
 
 ROWS = {
   "retrieval": [
@@ -127,8 +128,11 @@ def quickstart(folder: Path) -> str:
   times = {name: int(seconds) for name, seconds in rows}
   parts = ", ".join(f"{name} {seconds} s" for name, seconds in times.items())
   total = sum(times.values())
+  calibration = folder / "run" / "eval" / "calibration.json"
+  found = headlines.wrong_captions(json.loads(calibration.read_text()))
   return (
     f"{table(folder / 'run')}\n\n"
+    f"{found}\n\n"
     f"Time: {total // 60} min {total % 60:02d} s ({parts})."
   )
 
@@ -153,7 +157,7 @@ def table(workdir: Path) -> str:
       if "majority" in result:
         beside += f"; majority class {result['majority'][name]:.2f}"
       interval = ""
-      if "intervals" in result:
+      if "intervals" in result and name in result["intervals"]:
         low, high = result["intervals"][name]
         interval = f" ({low:.1f} to {high:.1f})"
       lines.append(

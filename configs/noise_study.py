@@ -53,14 +53,14 @@ CORPORA = {
     "flags": SHAPES | {"style": "hard"},
     "packages": (),
     "prepare": PREPARE | {"vocab_size": 400},
-    "config": {"data.text_length": 40},
+    "config": {"data.text_length": 32},
   },
   "grid": {
     "module": "benchmarks.corpora.grid",
     "flags": {},
     "packages": ("minigrid", *SIMULATOR),
     "prepare": PREPARE | {"short_side": 64, "vocab_size": 400},
-    "config": {"data.text_length": 40},
+    "config": {"data.text_length": 32},
   },
   "metaworld": {
     "module": "benchmarks.corpora.metaworld",

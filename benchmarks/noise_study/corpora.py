@@ -15,8 +15,9 @@ SPLITS = ("train", "val", "test")
 
 def section(corpus: str) -> str:
   """The name of the corpus's part of results.md, and of its folder in runs/."""
-  name = Path(corpus).resolve().name if "/" in corpus else corpus
-  return "noise_study" if corpus == DEFAULT else f"noise_study_{name}"
+  if corpus == DEFAULT:
+    return "noise_study"
+  return f"noise_study_{Path(corpus).resolve().name}"
 
 
 def open_corpus(study: ModuleType, corpus: str, out: Path) -> Path:

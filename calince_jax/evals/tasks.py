@@ -177,6 +177,7 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
   opened = e.opened(split)
   arrays = (e.texts(split), e.videos(split)["embedding"], opened.video_of_text)
   temperature = 1 / e.model.logit_scale
+  metrics = retrieval.text_video_metrics(*arrays)
   return {
     "protocol": {
       "task": "zero-shot text-video retrieval",
@@ -186,7 +187,11 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
       "dual_softmax_temperature": temperature,
     }
     | e.exchanged(split),
-    "metrics": retrieval.text_video_metrics(*arrays),
+    "metrics": metrics,
+    "intervals": intervals(
+      metrics,
+      {"t2v": len(opened.video_of_text), "v2t": len(opened.clips)},
+    ),
     "chance": retrieval.text_video_chance(
       opened.video_of_text, len(opened.clips)
     ),
@@ -203,6 +208,23 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
   }
 
 
+def intervals(
+  metrics: dict[str, float], counts: dict[str, int]
+) -> dict[str, list[float]]:
+  """[low, high] of each R@k in percent, 95 %, queries taken as independent.
+
+  Args:
+    metrics: in percent.
+    counts: queries of the metrics whose names begin like this.
+  """
+  return {
+    name: recognition.wilson(value * count / 100, count)
+    for start, count in counts.items()
+    for name, value in metrics.items()
+    if name.startswith(start) and "R@" in name
+  }
+
+
 def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
   """R@k: is any of the k nearest training clips of the query's class?"""
   queries = e.labelled(e.options.split)
@@ -215,6 +237,7 @@ def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
     center=e.options.center,
   )
   return result | {
+    "intervals": intervals(result["metrics"], {"R@": len(queries["labels"])}),
     "protocol": {
       "task": "video retrieval by class, features before the projection",
       "queries": len(queries["labels"]),

@@ -59,6 +59,7 @@ def render(run: dict) -> str:
     panels=_panels(run),
     tables={task: tables.table(task, run[task]) for task in TASKS if run[task]},
     calibration=_calibration(run["calibration"]),
+    found=headlines.wrong_captions(run["calibration"]),
     config=_flat(run["config"]) if run["config"] else [],
     worst_shown=WORST_SHOWN,
   )

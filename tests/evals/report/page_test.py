@@ -179,6 +179,11 @@ def test_headline_numbers_stand_beside_chance(results):
   assert "ln N 3.47" in text
   assert retrieval.TIE_RULE in text
   assert "with dual softmax *" in text
+  counts = results["calibration"]["wrong_captions"]
+  wrong, flagged, found = (counts[k] for k in ("wrong", "flagged", "found"))
+  line = f"{wrong} wrong captions: found {found} with precision"
+  assert f"Your {line} {found / flagged:.2f}" in text
+  assert f"your {line}" in headlines.summary(make_run(results))
 
 
 def test_right_clips_and_known_mismatches_are_marked_by_more_than_colour(
