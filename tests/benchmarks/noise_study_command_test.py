@@ -65,7 +65,8 @@ def command(*words: str) -> subprocess.CompletedProcess:
 def test_command_skips_the_finished_and_starts_the_missing(study, tmp_path):
   """The data set is not whole, so that what is started fails at once."""
   out, missing = tmp_path / "out", "cotrain,mismatch=0.4,mismatch_seed=1,seed=1"
-  fakes.write_runs(study, out, leave_out=[missing])
+  shared = {"total_steps": 30}
+  fakes.write_runs(study, out, leave_out=[missing], shared=shared)
   words = (
     f"--config={study[1]}",
     f"--out={out}",

@@ -74,11 +74,11 @@ def make_study(tmp_path: Path):
   return load(str(path)), str(path)
 
 
-def runs_of(study, out: Path):
+def runs_of(study, out: Path, shared=()):
   data = str(out.parent / "data")
   return expand(
     study[1],
-    {"data.datasets": data},
+    {**dict(shared), "data.datasets": data},
     workdir=str(out),
     evaluate="--task=recognition,video_retrieval",
   )
@@ -138,8 +138,8 @@ def write_run(run, out: Path, rows, *, total_steps=30) -> None:
     (folder / "eval" / f"{task}.json").write_text(json.dumps(result))
 
 
-def write_runs(study, out: Path, leave_out=()):
-  runs = runs_of(study, out)
+def write_runs(study, out: Path, leave_out=(), shared=()):
+  runs = runs_of(study, out, shared)
   for run in runs:
     if run.name not in leave_out:
       o = run.overrides

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.hostile import settings
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration_metrics, recognition, retrieval
+from calince_jax.evals.report import headlines
 from calince_jax.evals.report import page as report_page
 
 EVIL = "<script>alert('x')</script>"
