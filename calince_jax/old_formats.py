@@ -31,11 +31,11 @@ RENAMED = (
   ("similarities", "keep", "max_saved_bytes"),
 )
 # Since format 3: keys that older formats lack, with what they did.
-ADDED_IN_3 = {
-  "alarms": {"no_learning_steps": 200},
+ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
+# Keys that the first runs of format 3 lack, too, with what they did.
+ADDED_LATER = {
+  "alarms": {"no_learning_steps": 0},
   "data": {"mismatch_kind": "uniform"},
-  "objective": {"trust": "schedule"},
-  "sharding": {"slices": 0},
 }
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
@@ -56,6 +56,8 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
   names it.
   """
   config = dict(config)
+  if version < 4:
+    config = _with_added(config, ADDED_LATER)
   if version < 2:
     config = _with_added(config, ADDED)
   if version < 3:

@@ -9,6 +9,7 @@ from calince_jax import old_formats
 def format_2(config):
   """A configuration as format 2 wrote it."""
   del config["sharding"]["slices"], config["objective"]["trust"]
+  del config["data"]["mismatch_kind"], config["alarms"]["no_learning_steps"]
   config["micro_batches"] = config.pop("grad_cache_chunks")
   objective, similarities = config["objective"], config["similarities"]
   objective["score"] = objective.pop("scorer")
@@ -41,6 +42,7 @@ def test_older_configurations_are_those_of_today(tiny_dataset):
   today = tiny_config(tiny_dataset).to_dict()
   # What both did.
   today["objective"]["trust"] = "schedule"
+  today["alarms"]["no_learning_steps"] = 0
   today["model"]["video"]["pixels"] = "scaled"
   for version, older in ((1, format_1), (2, format_2)):
     old = older(tiny_config(tiny_dataset).to_dict())
@@ -51,6 +53,9 @@ def test_older_configurations_are_those_of_today(tiny_dataset):
       read["similarities"]["form"] = today["similarities"]["form"]
     assert read == today
   assert old_formats.upgrade_config(3, today) == today
+  first = {**today, "data": dict(today["data"])}  # of format 3
+  del first["data"]["mismatch_kind"]
+  assert old_formats.upgrade_config(3, first) == today
 
 
 def test_what_an_older_configuration_says_counts(tiny_dataset):
