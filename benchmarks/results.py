@@ -29,6 +29,7 @@ from absl import flags
 from benchmarks.noise_study import text as noise_study_text
 from calince_jax import cli
 from calince_jax.errors import UserError
+from calince_jax.evals.report import headlines
 
 ROWS = {
   "retrieval": [
@@ -56,7 +57,9 @@ def define_flags() -> None:
   flags.DEFINE_string("step", "runs/step", "of step")
   flags.DEFINE_string("pipeline", "runs/pipeline", "of pipeline")
   flags.DEFINE_string("survival", "runs/survival", "of survival")
-  flags.DEFINE_string("noise_study", "runs/noise_study", "of noise_study")
+  flags.DEFINE_string(
+    "noise_study", "runs/noise_study", "of noise_study; of others + _CORPUS"
+  )
 
 
 def made_table(folder: Path) -> str:
@@ -94,7 +97,13 @@ def main() -> None:
     "hostile": (F.hostile, made_table),
     "hostile_wild": (F.hostile_wild, made_table),
     "hostile_settings": (F.hostile_settings, made_table),
-    "noise_study": (F.noise_study, noise_study_text.section),
+    **{
+      f"noise_study{corpus}": (
+        f"{F.noise_study}{corpus}",
+        noise_study_text.section,
+      )
+      for corpus in ("", "_hard", "_grid", "_metaworld")
+    },
     "loss": (F.loss, made_tables),
     "step": (F.step, made_tables),
     "pipeline": (F.pipeline, made_tables),
@@ -127,8 +136,11 @@ def quickstart(folder: Path) -> str:
   times = {name: int(seconds) for name, seconds in rows}
   parts = ", ".join(f"{name} {seconds} s" for name, seconds in times.items())
   total = sum(times.values())
+  calibration = folder / "run" / "eval" / "calibration.json"
+  found = headlines.wrong_captions(json.loads(calibration.read_text()))
   return (
     f"{table(folder / 'run')}\n\n"
+    f"{found}\n\n"
     f"Time: {total // 60} min {total % 60:02d} s ({parts})."
   )
 
@@ -153,7 +165,7 @@ def table(workdir: Path) -> str:
       if "majority" in result:
         beside += f"; majority class {result['majority'][name]:.2f}"
       interval = ""
-      if "intervals" in result:
+      if "intervals" in result and name in result["intervals"]:
         low, high = result["intervals"][name]
         interval = f" ({low:.1f} to {high:.1f})"
       lines.append(

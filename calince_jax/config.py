@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from jax.sharding import Mesh
 
 from calince_jax import fields, old_formats
+from calince_jax.data.input import mismatch_kinds
 from calince_jax.data.input.sampling import Mix, Sampling
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
@@ -57,6 +58,7 @@ class Alarms:
 
   loss_spike: Annotated[float, Range("[0, 1e9]")]
   effective_sample_share: Annotated[float, Range("[0, 1]")]
+  no_learning_steps: Annotated[int, Range("[0, 1e9]")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class Data(Sampling):
   cache: Annotated[bool, MAY_CHANGE]
   max_bad_fraction: Annotated[float, Range("[0, 1]"), MAY_CHANGE]
   mismatch: Annotated[float, Range("[0, 1)")]
+  mismatch_kind: Annotated[str, OneOf(tuple(mismatch_kinds.KINDS))]
   mismatch_seed: Annotated[int, Range("[0, 2147483647]")]
 
 

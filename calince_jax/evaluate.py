@@ -23,6 +23,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 from absl import flags
 
 from calince_jax import cli
+from calince_jax.data.input.mismatch_kinds import KINDS
 from calince_jax.evals import results, tasks
 from calince_jax.evals.tasks import Options
 from calince_jax.files import check_place
@@ -102,6 +103,12 @@ def define_flags() -> None:
     "The seed of the exchanged captions; default: the run's.",
     0,
     2**31,
+  )
+  flags.DEFINE_enum(
+    "mismatch_kind",
+    None,
+    list(KINDS),
+    "Which captions are exchanged, see configs/base.py; default: the run's.",
   )
   number(
     "report_queries",

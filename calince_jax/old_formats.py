@@ -33,9 +33,13 @@ RENAMED = (
 )
 # Since format 3: keys that older formats lack, with what they did.
 ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
-# Since format 4: keys of data that older formats lack, with what they did, and
-# what their `flip` is called.
-ADDED_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
+# Since format 4: keys that older formats lack, with what they did, and what
+# their `flip` is called.
+ADDED_IN_4 = {
+  "alarms": {"no_learning_steps": 0},
+  "data": {"mismatch_kind": "uniform"},
+}
+SAMPLING_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
 FLIPS = {False: "never", True: "always"}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
@@ -67,8 +71,10 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
         config[section] = _renamed(config[section], old, new)
     if isinstance(config.get("model"), Mapping):
       config["model"] = _with_towers(config["model"])
-  if version < 4 and isinstance(config.get("data"), Mapping):
-    config["data"] = _with_sampling(config["data"])
+  if version < 4:
+    config = _with_added(config, ADDED_IN_4)
+    if isinstance(config["data"], Mapping):
+      config["data"] = _with_sampling(config["data"])
   return config
 
 
@@ -100,7 +106,7 @@ def _renamed(section, old, new):
 
 
 def _with_sampling(data):
-  data = {**ADDED_IN_4, **data}
+  data = {**SAMPLING_IN_4, **data}
   if isinstance(data.get("flip"), bool):
     data["flip"] = FLIPS[data["flip"]]
   return data

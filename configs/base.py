@@ -36,6 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Warn of an effective sample size below this share of the batch: a few pairs
   # then hold nearly all of the weight.
   config.alarms.effective_sample_share = 0.05
+  # Warn of an in-batch accuracy near chance after this many steps.
+  config.alarms.no_learning_steps = 200
   # Zero-shot retrieval during training; 0: never. A multiple of log_every.
   config.evaluate_every = 0  # steps
   config.evaluate_splits = "val"  # separated by commas
@@ -67,6 +69,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.max_bad_fraction = 0.01  # of samples that may be substituted
   # For studies: this share of the training clips gets another clip's caption.
   config.data.mismatch = 0.0
+  # Whose: uniform, any; near, one that says almost the same; within_group, one
+  # of its group; shifted, the next clip's of its group; partial, half of one.
+  config.data.mismatch_kind = "uniform"
   config.data.mismatch_seed = 0
 
   config.model = ml_collections.ConfigDict()

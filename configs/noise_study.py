@@ -1,9 +1,9 @@
-"""The claim, tested: known noise, methods x noise rates x seeds.
+"""The claim, tested: known noise, methods x noise rates x seeds x corpora.
 
-    python -m benchmarks.noise_study --out=runs/noise_study
+    python -m benchmarks.noise_study [--corpus=hard]
 
-makes the corpus, trains every run of `sweep()` below, and writes the evidence
-to docs/results.md. A single run:
+makes the corpus, trains and evaluates every run of `sweep()` below, and writes
+the evidence to results.md beside the runs. A single run:
 
     python -m calince_jax.train --config=configs/noise_study.py:cali_nce \
       --config.data.datasets=runs/noise_study/data --config.data.mismatch=0.4 \
@@ -20,8 +20,7 @@ import ml_collections
 
 from configs import cali_nce, cotrain, infonce
 
-# Flags of calince_jax.data.synthetic and of calince_jax.prepare.
-CORPUS = {
+SHAPES = {
   "style": "plain",
   "num_clips": 4000,
   "num_val": 500,
@@ -37,9 +36,45 @@ PREPARE = {
   "jpeg_quality": 95,
   "vocab_size": 200,
 }
+SIMULATOR = ("av", "absl-py", "etils[epath]")
+# What makes a corpus, the packages that it needs in an environment of its own,
+# flags of calince_jax.prepare, and overrides of the configuration. The shapes
+# are the one that the method was developed on.
+CORPORA = {
+  "shapes": {
+    "module": "calince_jax.data.synthetic",
+    "flags": SHAPES,
+    "packages": (),
+    "prepare": PREPARE,
+    "config": {},
+  },
+  "hard": {
+    "module": "calince_jax.data.synthetic",
+    "flags": SHAPES | {"style": "hard"},
+    "packages": (),
+    "prepare": PREPARE | {"vocab_size": 400},
+    "config": {"data.text_length": 32},
+  },
+  "grid": {
+    "module": "benchmarks.corpora.grid",
+    "flags": {},
+    "packages": ("minigrid", *SIMULATOR),
+    "prepare": PREPARE | {"short_side": 64, "vocab_size": 400},
+    "config": {"data.text_length": 32},
+  },
+  "metaworld": {
+    "module": "benchmarks.corpora.metaworld",
+    "flags": {},
+    "packages": ("metaworld", "packaging", *SIMULATOR),
+    "prepare": PREPARE | {"short_side": 64, "vocab_size": 800},
+    "config": {"data.text_length": 32},
+  },
+}
 
 NOISE_RATES = (0.4, 0.2, 0.6, 0.0)
 NUM_SEEDS = 5
+# Beside uniform: (kind, noise rate) of captions exchanged in another way.
+OTHER_MISMATCHES = (("near", 0.4),)
 
 # Every method but Cali-NCE's own variants is plain co-training with another
 # contrastive loss or weighting, or with fewer terms.
@@ -99,12 +134,17 @@ def get_config(method: str = "cali_nce") -> ml_collections.ConfigDict:
 
 def sweep() -> Iterator[dict[str, Any]]:
   """All runs, the whole of one noise rate and seed after the other."""
-  for noise_rate in NOISE_RATES:
+  uniform = ((METHODS, {"data.mismatch": rate}) for rate in NOISE_RATES)
+  others = (
+    (MAIN, {"data.mismatch": rate, "data.mismatch_kind": kind})
+    for kind, rate in OTHER_MISMATCHES
+  )
+  for methods, noise in (*uniform, *others):
     for seed in range(NUM_SEEDS):
-      for method in METHODS:
+      for method in methods:
         yield {
           "config_argument": method,
-          "data.mismatch": noise_rate,
+          **noise,
           "data.mismatch_seed": seed,
           "seed": seed,
         }

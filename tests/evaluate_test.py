@@ -343,7 +343,7 @@ def test_a_known_share_of_captions_can_be_exchanged(run, results):
   known = dict(mismatch=0.3, mismatch_seed=4)
   result = run_tasks(run, "calibration,retrieval", **known)
   protocol = result["calibration"]["protocol"]
-  assert protocol["captions exchanged"] == "share 0.3, seed 4"
+  assert protocol["captions exchanged"] == "share 0.3, uniform, seed 4"
   # 12 of the 40 clips, two captions each; of the rest, some were wrong before.
   truth = result["calibration"]["metrics"]["noise_rate_true"]
   assert 24 / 80 <= truth <= 32 / 80

@@ -9,6 +9,7 @@ from calince_jax import old_formats
 def format_3(config):
   """A configuration as format 3 wrote it."""
   del config["data"]["resize"], config["data"]["colour_jitter"]
+  del config["data"]["mismatch_kind"], config["alarms"]["no_learning_steps"]
   config["data"]["flip"] = config["data"]["flip"] != "never"
   return config
 
@@ -50,6 +51,7 @@ def test_older_configurations_are_those_of_today(tiny_dataset):
   # What all did.
   today["data"] |= {"resize": "antialiased", "flip": "always"}
   today["objective"]["trust"] = "schedule"
+  today["alarms"]["no_learning_steps"] = 0
   today["model"]["video"]["pixels"] = "scaled"
   changes = {"data.flip": "always"}
   for version, older in ((1, format_1), (2, format_2), (3, format_3)):

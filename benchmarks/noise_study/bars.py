@@ -7,12 +7,8 @@ training (`end`) and at the evaluation that val chose (`selected`).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.noise_study.statistics import (
-  BASELINE,
-  CEILING,
-  POINTS,
-  rate_name,
-)
+from benchmarks.noise_study.runs import condition_name
+from benchmarks.noise_study.statistics import BASELINE, CEILING, POINTS
 
 OURS, PLAIN = "cali_nce", "infonce"
 MAIN_RATE = 0.4
@@ -20,6 +16,7 @@ LEAST_CLOSING = 80.0  # percent of the way from co-training to the oracle
 LEAST_AUC, MOST_AUC_FALL = 0.98, 0.01
 MOST_ECE, MOST_RATE_ERROR = 0.05, 0.05
 MOST_COST = 1.10  # of a step of co-training
+LEAST_COVERED = 0.9  # of the runs
 
 Summary = Mapping[str, Any]
 
@@ -39,8 +36,8 @@ def judge(
     what is missing where a run that the bar needs has not been made.
   """
   rows = []
-  noisy = [rate_name(rate) for rate in noise_rates if rate > 0]
-  main = rate_name(MAIN_RATE)
+  noisy = [condition_name(rate) for rate in noise_rates if rate > 0]
+  main = condition_name(MAIN_RATE)
   for point in POINTS:
     for rate in noisy:
       rows.append(_order(summary, rate, point))
@@ -66,11 +63,25 @@ def judge(
       _bound(summary, rate, "ece_end", "mean", MOST_ECE)
       | {"bar": f"ECE of the confidence at most {MOST_ECE}", "when": "end"}
     )
-  for rate in map(rate_name, noise_rates):
+  for rate in map(condition_name, noise_rates):
     rows.append(
       _bound(summary, rate, "noise_rate_error", "mean", MOST_RATE_ERROR)
       | {
         "bar": f"the noise rate estimated within {MOST_RATE_ERROR}",
+        "when": "end",
+      }
+    )
+  for condition in summary["study"]["conditions"]:
+    rows.append(_never_worse(summary, condition))
+    rows.append(_learns(summary, condition))
+  for rate in map(condition_name, noise_rates):
+    rows.append(
+      _bound(
+        summary, rate, "noise_rate_covered", "mean", LEAST_COVERED, least=True
+      )
+      | {
+        "bar": "the interval holds the true share of wrong captions in at"
+        f" least {100 * LEAST_COVERED:.0f} % of runs",
         "when": "end",
       }
     )
@@ -145,6 +156,34 @@ def _no_loss(summary, point):
   bar = f"95 % interval of {OURS} - {BASELINE} covers 0 or lies above"
   found, row = _difference(summary, "0", point, bar)
   return row or _row(bar, "0", point, interval(found), found["high"] >= 0)
+
+
+def _never_worse(summary, rate):
+  bar = f"never worse: 95 % interval of {OURS} - {BASELINE} in R@10 not below 0"
+  tasks = summary["tasks"]
+  missing = _missing(summary, rate, (OURS, BASELINE))
+  if missing:
+    return _not_run(bar, rate, "end", missing)
+  found = tasks[rate][OURS]["R@10"]["against_baseline"]
+  if found["low"] is None:
+    return _not_run(bar, rate, "end", ["two seeds of both"])
+  return _row(bar, rate, "end", interval(found), found["high"] >= 0)
+
+
+def _learns(summary, rate):
+  bar = f"runs of {OURS} at chance, no more than of {BASELINE}"
+  scores = summary["score"]
+  stuck = [
+    scores[rate][method]["stuck"]["mean"]
+    for method in (OURS, BASELINE)
+    if rate in scores
+    and method in scores[rate]
+    and "stuck" in scores[rate][method]
+  ]
+  if len(stuck) < 2:
+    return _not_run(bar, rate, "end", [OURS, BASELINE])
+  number = f"{stuck[0]:.0%}, {stuck[1]:.0%}"
+  return _row(bar, rate, "end", number, stuck[0] <= stuck[1])
 
 
 def interval(found: Mapping[str, Any], name: str = "difference") -> str:

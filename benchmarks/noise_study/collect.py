@@ -11,21 +11,39 @@ import numpy as np
 from benchmarks import results
 from benchmarks.noise_study import figures, text
 from benchmarks.noise_study.bars import judge
-from benchmarks.noise_study.runs import Result, measure, read_results
+from benchmarks.noise_study.corpora import describe
+from benchmarks.noise_study.runs import (
+  Result,
+  condition_of,
+  measure,
+  read_results,
+)
 from benchmarks.noise_study.statistics import COST_FILE, ratios, summarise
 from calince_jax.errors import UserError
 from calince_jax.evals.retrieval import text_video_chance
 from launch import table
 from launch.expand import Run
 
-MARKS = "noise_study"
 REFERENCES = ("infonce", "cotrain")  # of the cost
 
 
 def collect(
-  study: ModuleType, runs: Sequence[Run], out: Path, data: Path, docs: Path
+  study: ModuleType,
+  runs: Sequence[Run],
+  out: Path,
+  data: Path,
+  docs: Path,
+  name: str,
 ) -> dict[str, Any]:
   """Reads what is finished, writes table, summary, figures and text.
+
+  Args:
+    study: the configuration's module.
+    runs: of its sweep().
+    out: folder of the runs, of the table and of the summary.
+    data: prepared data set.
+    docs: folder of results.md, which is made where it is not there.
+    name: of the marks in it, and of the figures.
 
   Returns:
     The summary.
@@ -40,7 +58,9 @@ def collect(
   summary = {
     "study": {
       "methods": list(study.METHODS),
+      "name": name,
       "noise_rates": list(study.NOISE_RATES),
+      "conditions": list(dict.fromkeys(map(condition_of, runs))),
       "num_seeds": study.NUM_SEEDS,
     },
     "runs": {
@@ -61,10 +81,12 @@ def collect(
   for written in (out / "table.csv", path, *drawn):
     print(f"wrote {written}")
   file = docs / "results.md"
-  if results.replace(file, MARKS, text.section(out)):
+  if not file.exists():
+    file.write_text(f"<!-- {name} -->\n<!-- /{name} -->\n")
+  if results.replace(file, name, text.section(out)):
     print(f"wrote {file}")
   else:
-    print(f"{file} has no <!-- {MARKS} --> marks: not written")
+    print(f"{file} has no <!-- {name} --> marks: not written")
   return summary
 
 
@@ -74,6 +96,7 @@ def write_table(path: Path, found: Sequence[Result]) -> None:
     {
       "method": result.method,
       "noise_rate": result.noise_rate,
+      "kind": result.kind,
       "seed": result.seed,
       "seconds": result.seconds,
       **measure(result),
@@ -90,10 +113,7 @@ def describe_data(data: Path) -> dict[str, Any]:
   Raises:
     UserError: it is not there, or test clips do not have one caption each.
   """
-  path = data / "dataset.json"
-  if not path.exists():
-    raise UserError(f"{data} is not a prepared data set: no dataset.json")
-  splits = json.loads(path.read_text())["splits"]
+  splits = describe(data)["splits"]
   clips = splits["test"]["clips"]
   if splits["test"]["pairs"] != clips:
     raise UserError(f"{data}: the test clips must have one caption each")

@@ -10,12 +10,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.noise_study.bars import MAIN_RATE, OURS, PLAIN
-from benchmarks.noise_study.statistics import (
-  BASELINE,
-  CEILING,
-  CONFIDENCE,
-  rate_name,
-)
+from benchmarks.noise_study.runs import condition_name
+from benchmarks.noise_study.statistics import BASELINE, CEILING, CONFIDENCE
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes and
 # dashes say the same again.
@@ -47,16 +43,16 @@ def draw(summary: Summary, folder: Path) -> list[Path]:
   """Writes the figures that the summary has data for; returns their paths."""
   folder.mkdir(parents=True, exist_ok=True)
   figures = {
-    "noise_study_rates.svg": rates_figure,
-    "noise_study_score.svg": score_figure,
-    "noise_study_methods.svg": methods_figure,
+    "rates": rates_figure,
+    "score": score_figure,
+    "methods": methods_figure,
   }
   paths = []
   with matplotlib.rc_context(SETTINGS):
     for name, make in figures.items():
-      figure = make(summary)
-      figure.savefig(folder / name, metadata={"Date": None})
-      paths.append(folder / name)
+      path = folder / f"{summary['study']['name']}_{name}.svg"
+      make(summary).savefig(path, metadata={"Date": None})
+      paths.append(path)
   return paths
 
 
@@ -75,13 +71,13 @@ def rates_figure(summary: Summary) -> Figure:
   axes = figure.subplots()
   quality = summary["quality"]
   rates = [
-    r for r in summary["study"]["noise_rates"] if rate_name(r) in quality
+    r for r in summary["study"]["noise_rates"] if condition_name(r) in quality
   ]
   for i, (method, style) in enumerate(STYLES.items()):
     found = [
-      (rate, quality[rate_name(rate)][method]["end"]["R@1"])
+      (rate, quality[condition_name(rate)][method]["end"]["R@1"])
       for rate in rates
-      if method in quality[rate_name(rate)]
+      if method in quality[condition_name(rate)]
     ]
     if not found:
       continue
@@ -168,7 +164,7 @@ def methods_figure(summary: Summary) -> Figure:
 
 
 def _at_main_rate(summary, part):
-  rate = rate_name(MAIN_RATE)
+  rate = condition_name(MAIN_RATE)
   if rate not in summary[part]:
     return {}
   return summary[part][rate]

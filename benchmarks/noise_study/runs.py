@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from calince_jax.files import read_lines
 from launch.expand import ARGUMENT, Run
 from launch.workers import read_done
 
+UNIFORM = "uniform"
 WAYS = ("t2v", "v2t")
 RECALLS = ("R@1", "R@5", "R@10")
 # R@k alone is the mean of both directions.
@@ -24,6 +25,14 @@ LAST = {
   "weight_mismatched": "pairs/weight_mismatched",
   "effective_sample_share": "pairs/effective_sample_share",
 }
+# Tasks of evaluate, after training: its metric, and its name here.
+TASKS = {
+  "recognition": ("top1", "recognition"),
+  "video_retrieval": ("R@1", "video_R@1"),
+}
+# What is compared at the end of training, over all tasks.
+AT_THE_END = ("R@1", "R@10", *(name for _, name in TASKS.values()))
+LEARNS = 5  # times the chance of the in-batch accuracy
 SAME = ("batch_size", "total_steps", "evaluate_every", "evaluate_splits")
 
 
@@ -37,6 +46,9 @@ class Result:
     seed: of the run and of the exchange.
     seconds: what it took, or None where it was not run by `run_all`.
     rows: the evaluations of metrics.jsonl, rising in step.
+    kind: of the wrong captions, see data.mismatch_kind.
+    took_off: the step at which it began to learn; None: not logged, or never.
+    tasks: of TASKS that were evaluated: {task: {metrics, chance}}.
   """
 
   method: str
@@ -44,6 +56,29 @@ class Result:
   seed: int
   seconds: float | None
   rows: Sequence[dict[str, Any]]
+  kind: str = UNIFORM
+  took_off: int | None = None
+  tasks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def condition(self) -> str:
+    """Noise rate and kind as the key of a table: `0.4`, `0.4 near`."""
+    return condition_name(self.noise_rate, self.kind)
+
+
+def condition_name(noise_rate: float, kind: str = UNIFORM) -> str:
+  """A noise rate and a kind of wrong captions as the key of a table."""
+  return f"{noise_rate:g}" + ("" if kind == UNIFORM else f" {kind}")
+
+
+def condition_of(run: Run) -> str:
+  """The condition of a run that need not be there."""
+  return condition_name(run.overrides["data.mismatch"], kind_of(run))
+
+
+def kind_of(run: Run) -> str:
+  """The kind of wrong captions; the sweep names those that are not uniform."""
+  return run.overrides.get("data.mismatch_kind", UNIFORM)
 
 
 def read_results(
@@ -82,6 +117,9 @@ def read_results(
         seed=run.overrides["seed"],
         seconds=None if done is None else done["seconds"],
         rows=rows,
+        kind=kind_of(run),
+        took_off=_took_off(out / run.name),
+        tasks=_tasks(out / run.name),
       )
     )
   return results, missing
@@ -90,6 +128,22 @@ def read_results(
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
   rows = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
   return [row for row in rows if "val/t2v_R@1" in row]
+
+
+def _took_off(folder: Path) -> int | None:
+  path = folder / "events.jsonl"
+  events = map(json.loads, read_lines(path)) if path.exists() else ()
+  steps = [e["step"] for e in events if e["event"] == "took_off"]
+  return steps[0] if steps else None
+
+
+def _tasks(folder: Path) -> dict[str, Any]:
+  paths = {task: folder / "eval" / f"{task}.json" for task in TASKS}
+  return {
+    task: json.loads(path.read_text())
+    for task, path in paths.items()
+    if path.exists()
+  }
 
 
 def mean_recall(row: dict[str, Any], split: str, name: str = "R@1") -> float:
@@ -106,8 +160,12 @@ def measure(result: Result) -> dict[str, float]:
   """What the table says of a run; what it does not have is left out.
 
   `end/...` is the last evaluation, `selected/...` the one that val chose; both
-  are on test. With x_t the AUC (ECE) of the score (confidence) at evaluation
-  t, `auc_fall` is max_t (max_{s<=t} x_s - x_t) and `ece_rise` likewise
+  are on test; recognition and video retrieval are of the end alone. `stuck` is
+  1 where the in-batch accuracy ends below LEARNS times chance, `collapse_end`
+  the mean cosine of two clips or of two texts, whichever is greater, and
+  `noise_rate_covered` 1 where the interval of the noise rate holds the truth.
+  With x_t the AUC (ECE) of the score (confidence) at evaluation t, `auc_fall`
+  is max_t (max_{s<=t} x_s - x_t) and `ece_rise` likewise
   max_t (x_t - min_{s<=t} x_s).
   """
   chosen = selected(result.rows)
@@ -132,6 +190,19 @@ def measure(result: Result) -> dict[str, float]:
   for name, key in LAST.items():
     if _known(last, key):
       values[name] = last[key]
+  for task, (metric, name) in TASKS.items():
+    if task in result.tasks:
+      values[f"end/{name}"] = result.tasks[task]["metrics"][metric]
+  if result.took_off is not None:
+    values["take_off"] = result.took_off
+  if _known(last, "in_batch_accuracy"):
+    least = LEARNS * math.exp(-last["ln_N"])
+    values["stuck"] = float(last["in_batch_accuracy"] < least)
+  if _known(last, "video_collapse"):
+    values["collapse_end"] = max(last["video_collapse"], last["text_collapse"])
+  if _known(last, "noise_rate_low"):
+    low, high = last["noise_rate_low"], last["noise_rate_high"]
+    values["noise_rate_covered"] = float(low <= result.noise_rate <= high)
   if "noise_rate_estimate" in values:
     error = abs(values["noise_rate_estimate"] - result.noise_rate)
     values["noise_rate_error"] = error

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.noise_study.runs import QUALITIES, Result, curve_of, measure
+from benchmarks.noise_study.runs import (
+  AT_THE_END,
+  QUALITIES,
+  TASKS,
+  Result,
+  curve_of,
+  measure,
+)
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -119,25 +126,29 @@ def ratios(
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
-  """All statistics, first by noise rate (as text), then by method.
+  """All statistics, first by condition (`0.4`, `0.4 near`), then by method.
 
   Returns:
-    {quality: {rate: {method: {point: {metric: spread and paired difference
-    against co-training}}}}, closing: {rate: {method: {point: closing}}},
-    score: {rate: {method: {name: spread}}}, curves: {rate: {method: {auc, ece:
-    [{step, mean, min, max, seeds}]}}}}. Methods without any run, or without a
-    score, are left out; and `closing` without noise, which leaves no way to go.
+    {tasks: {rate: {method: {name of AT_THE_END: spread, paired difference
+    against co-training, closing}}}, task_chance: {name: percent}, quality:
+    {rate: {method: {point: {metric: spread and paired difference}}}}, closing:
+    {rate: {method: {point: closing}}}, score: {rate: {method: {name: spread}}},
+    curves: {rate: {method: {auc, ece: [{step, mean, min, max, seeds}]}}}}.
+    Methods without any run, or without a score, are left out; and `closing`
+    without noise, which leaves no way to go.
   """
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for result in results:
-    groups[rate_name(result.noise_rate)][result.method].append(result)
-  summary = {"quality": {}, "closing": {}, "score": {}, "curves": {}}
+    groups[result.condition][result.method].append(result)
+  parts = ("tasks", "quality", "closing", "score", "curves")
+  summary = {name: {} for name in parts} | {"task_chance": _chance(results)}
   for rate, methods in groups.items():
     measured = {
       method: {result.seed: measure(result) for result in mine}
       for method, mine in methods.items()
     }
     parts = {
+      "tasks": {m: _at_the_end(measured, m) for m in methods},
       "quality": {m: _quality(measured, m) for m in methods},
       "closing": {m: _closing(measured, m) for m in methods if rate != "0"},
       "score": {m: _score(measured[m]) for m in methods},
@@ -146,11 +157,6 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     for name, part in parts.items():
       summary[name][rate] = {m: value for m, value in part.items() if value}
   return summary
-
-
-def rate_name(noise_rate: float) -> str:
-  """A noise rate as the key of a table."""
-  return f"{noise_rate:g}"
 
 
 def _column(measured, method, name):
@@ -171,6 +177,30 @@ def _quality(measured, method):
         "against_baseline": paired_difference(mine, base)
       }
   return document
+
+
+def _at_the_end(measured, method):
+  document = {}
+  for name in AT_THE_END:
+    mine, base, ceiling = (
+      _column(measured, m, f"end/{name}") for m in (method, BASELINE, CEILING)
+    )
+    if mine:
+      document[name] = spread(mine) | {
+        "against_baseline": paired_difference(mine, base),
+        "closing": closing(mine, base, ceiling),
+      }
+  return document
+
+
+def _chance(results):
+  """What guessing gets in the tasks that were evaluated, in percent."""
+  return {
+    name: result.tasks[task]["chance"][metric]
+    for result in results
+    for task, (metric, name) in TASKS.items()
+    if task in result.tasks
+  }
 
 
 def _closing(measured, method):

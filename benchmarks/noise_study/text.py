@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.noise_study.bars import interval
-from benchmarks.noise_study.runs import QUALITIES
-from benchmarks.noise_study.statistics import (
-  BASELINE,
-  CEILING,
-  POINTS,
-  rate_name,
-)
+from benchmarks.noise_study.runs import AT_THE_END, LEARNS, QUALITIES
+from benchmarks.noise_study.statistics import BASELINE, CEILING, POINTS
 from calince_jax.errors import UserError
 
 SUMMARY = "summary.json"
 FIGURES = {
-  "noise_study_rates.svg": "R@1 against the share of wrong captions",
-  "noise_study_score.svg": "AUC and ECE of the score along training",
-  "noise_study_methods.svg": "R@1 of every method at a noise rate of 0.4",
+  "rates": "R@1 against the share of wrong captions",
+  "score": "AUC and ECE of the score along training",
+  "methods": "R@1 of every method at a noise rate of 0.4",
 }
 LEGEND = (
   "On test, in percent: mean over seeds ± standard deviation. R@k alone is the"
@@ -28,6 +23,20 @@ LEGEND = (
   " 95 % t-interval; `closes` is the share of the way from co-training to the"
   " oracle, with the 95 % interval of a bootstrap over seeds. Bold: the best"
   " mean; the oracle, which knows the wrong pairs, does not compete."
+)
+TASKS_LEGEND = (
+  "R@1 and R@10 between text and video, mean of both directions; recognition is"
+  " top-1 of a linear probe on frozen features; video R@1 counts queries whose"
+  " nearest training clip is of their class. In percent, mean over seeds ±"
+  f" standard deviation; in brackets the paired difference from `{BASELINE}`"
+  f" with its 95 % t-interval, and the share of the way to `{CEILING}`."
+)
+LEARNING_LEGEND = (
+  "Stuck: runs whose in-batch accuracy ends below"
+  f" {LEARNS} times chance. Take-off: the first step at which it is above, mean"
+  " over the runs that do (least to greatest). Collapse: the mean cosine of two"
+  " different clips or texts at the end, the greater of both; 1 is one point."
+  " Covered: runs whose interval of the noise rate holds the truth."
 )
 HEADINGS = {
   "end": "At the end of training",
@@ -62,7 +71,14 @@ def section(out: Path) -> str:
     )
   summary = json.loads(path.read_text())
   parts = [_head(summary), "### What it had to show", _bars(summary["bars"])]
-  parts += [f"![{text}](figures/{name})" for name, text in FIGURES.items()]
+  prefix = summary["study"]["name"]
+  parts += [
+    f"![{text}](figures/{prefix}_{name}.svg)" for name, text in FIGURES.items()
+  ]
+  parts += ["### All tasks at the end of training", TASKS_LEGEND]
+  for rate in _rates(summary):
+    parts += [f"Noise rate {rate}:", _tasks(summary, rate)]
+  parts += ["### Whether learning began", LEARNING_LEGEND, _learning(summary)]
   for point in POINTS:
     parts.append(f"### {HEADINGS[point]}")
     if point == POINTS[0]:
@@ -75,8 +91,8 @@ def section(out: Path) -> str:
 
 
 def _rates(summary):
-  rates = map(rate_name, summary["study"]["noise_rates"])
-  return [rate for rate in rates if rate in summary["quality"]]
+  conditions = summary["study"]["conditions"]
+  return [name for name in conditions if name in summary["quality"]]
 
 
 def _methods(summary, part):
@@ -95,7 +111,7 @@ def _head(summary):
   lines = [
     f"{runs['finished']} of {runs['expected']} runs"
     f" ({len(study['methods'])} methods, noise rates"
-    f" {', '.join(map(rate_name, study['noise_rates']))},"
+    f" {', '.join(study['conditions'])},"
     f" {study['num_seeds']} seeds) are finished; clips: {clips}. Chance:"
     f" {chance}, and the same from video to text.",
   ]
@@ -180,6 +196,71 @@ def _share(summary, rate, method, point):
   if found["low"] is None:
     return text
   return f"{text} ({found['low']:.0f} to {found['high']:.0f})"
+
+
+def _tasks(summary, rate):
+  part = summary["tasks"][rate]
+  methods = _methods(summary, part)
+  names = [n for n in AT_THE_END if any(n in part[m] for m in methods)]
+  chance = _chance(summary)
+  rows = [["chance", *(f"{chance[name]:.2f}" for name in names)]]
+  for method in methods:
+    cells = []
+    for name in names:
+      if name not in part[method]:
+        cells.append("")
+        continue
+      found = part[method][name]
+      text = f"{found['mean']:.2f}"
+      text += "" if found["sd"] is None else f" ± {found['sd']:.2f}"
+      against = found["against_baseline"]
+      if method != BASELINE and against["difference"] is not None:
+        text += f" [{interval(against)}"
+        closes = found["closing"]
+        if closes and method != CEILING and rate != "0":
+          text += f"; {closes['share']:.0f} %"
+        text += "]"
+      cells.append(text)
+    rows.append([f"`{method}`", *cells])
+  return table(["", *(name.replace("_", " ") for name in names)], rows)
+
+
+def _chance(summary):
+  """What random scores and guessing give, of AT_THE_END, in percent."""
+  random = summary["data"]["chance"]
+  recalls = {
+    name: (random[f"t2v_{name}"] + random[f"v2t_{name}"]) / 2
+    for name in ("R@1", "R@10")
+  }
+  return recalls | summary["task_chance"]
+
+
+def _learning(summary):
+  rows = []
+  for rate in _rates(summary):
+    part = summary["score"][rate]
+    for method in _methods(summary, part):
+      mine = part[method]
+      if "stuck" not in mine:
+        continue
+      stuck, cells = mine["stuck"], ["", "", ""]
+      if "take_off" in mine:
+        x = mine["take_off"]
+        cells[0] = f"{x['mean']:.0f} ({x['min']:.0f} to {x['max']:.0f})"
+      if "collapse_end" in mine:
+        cells[1] = f"{mine['collapse_end']['mean']:.3f}"
+      if "noise_rate_covered" in mine:
+        x = mine["noise_rate_covered"]
+        cells[2] = _of(x)
+      rows.append([rate, f"`{method}`", _of(stuck), *cells])
+  if not rows:
+    return "Not logged by these runs."
+  head = ["noise rate", "", "stuck", "take-off", "collapse", "covered"]
+  return table(head, rows)
+
+
+def _of(found):
+  return f"{found['mean'] * found['seeds']:.0f} of {found['seeds']}"
 
 
 def _score(summary):

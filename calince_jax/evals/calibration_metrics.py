@@ -32,7 +32,7 @@ def calibration_report(
     "chance": {"auc": 0.5} if there is an auc,
     "histogram": {"edges" [21], "matched", "mismatched", "unknown": counts
     [20]} of the confidence,
-    "reliability": see `reliability`}.
+    "reliability": see `reliability`, "wrong_captions": see `find_wrong`}.
 
   Raises:
     UserError: lengths differ, no pair, a value that is not finite or not in
@@ -58,6 +58,27 @@ def calibration_report(
       for name, value in (("matched", 1), ("mismatched", 0), ("unknown", -1))
     },
     "reliability": reliability(confidence[known], matched[known] == 1),
+    "wrong_captions": find_wrong(confidence, matched),
+  }
+
+
+def find_wrong(confidence: np.ndarray, matched: np.ndarray) -> dict[str, int]:
+  """Counts the known wrong captions that a confidence below 1/2 finds.
+
+  Args:
+    confidence: float [N] in [0, 1].
+    matched: int8 [N], 1, 0, or -1 for unknown: those pairs are left out.
+
+  Returns:
+    `wrong`, those that there are; `flagged`, pairs of a confidence below 1/2;
+    `found`, wrong ones among them.
+  """
+  confidence, matched = np.asarray(confidence), np.asarray(matched)
+  flagged = (confidence < 0.5) & (matched != UNKNOWN)
+  return {
+    "wrong": int((matched == 0).sum()),
+    "flagged": int(flagged.sum()),
+    "found": int((flagged & (matched == 0)).sum()),
   }
 
 

@@ -102,7 +102,7 @@ def linear_probe(
   }
 
 
-def wilson(right: int, total: int) -> list[float]:
+def wilson(right: float, total: int) -> list[float]:
   """The 95 % score interval of a share, [low, high] in percent.
 
   (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96.

@@ -43,6 +43,7 @@ class Options:
   seed: int = 0
   mismatch: float | None = None
   mismatch_seed: int | None = None
+  mismatch_kind: str | None = None
   report_queries: int = 8
   report_worst_pairs: int = 48
 
@@ -80,8 +81,8 @@ class Evaluation:
     """The records of a split, captions exchanged as `mismatch` says."""
     return mismatched(ClipReader(self.data, split), *self.mismatch(split))
 
-  def mismatch(self, split: str) -> tuple[float, int]:
-    """The share of a split's clips whose captions are exchanged; the seed.
+  def mismatch(self, split: str) -> tuple[float, int, str]:
+    """Share of a split's clips with wrong captions; the seed, the kind.
 
     On the run's own data the run's setting applies. --mismatch overrules it for
     --train_split, on any data.
@@ -94,14 +95,14 @@ class Evaluation:
       share = options.mismatch
     if options.mismatch_seed is not None:
       seed = options.mismatch_seed
-    return share, seed
+    return share, seed, options.mismatch_kind or trained["mismatch_kind"]
 
   def exchanged(self, split: str) -> dict[str, Any]:
     """A line of the protocol on exchanged captions, where there are any."""
-    share, seed = self.mismatch(split)
+    share, seed, kind = self.mismatch(split)
     if not share:
       return {}
-    return {"captions exchanged": f"share {share:g}, seed {seed}"}
+    return {"captions exchanged": f"share {share:g}, {kind}, seed {seed}"}
 
   @functools.cache  # noqa: B019
   def opened(self, split: str) -> encode.Split:
@@ -176,6 +177,7 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
   opened = e.opened(split)
   arrays = (e.texts(split), e.videos(split)["embedding"], opened.video_of_text)
   temperature = 1 / e.model.logit_scale
+  metrics = retrieval.text_video_metrics(*arrays)
   return {
     "protocol": {
       "task": "zero-shot text-video retrieval",
@@ -185,7 +187,11 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
       "dual_softmax_temperature": temperature,
     }
     | e.exchanged(split),
-    "metrics": retrieval.text_video_metrics(*arrays),
+    "metrics": metrics,
+    "intervals": intervals(
+      metrics,
+      {"t2v": len(opened.video_of_text), "v2t": len(opened.clips)},
+    ),
     "chance": retrieval.text_video_chance(
       opened.video_of_text, len(opened.clips)
     ),
@@ -202,6 +208,23 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
   }
 
 
+def intervals(
+  metrics: dict[str, float], counts: dict[str, int]
+) -> dict[str, list[float]]:
+  """[low, high] of each R@k in percent, 95 %, queries taken as independent.
+
+  Args:
+    metrics: in percent.
+    counts: queries of the metrics whose names begin like this.
+  """
+  return {
+    name: recognition.wilson(value * count / 100, count)
+    for start, count in counts.items()
+    for name, value in metrics.items()
+    if name.startswith(start) and "R@" in name
+  }
+
+
 def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
   """R@k: is any of the k nearest training clips of the query's class?"""
   queries = e.labelled(e.options.split)
@@ -214,6 +237,7 @@ def video_retrieval_task(e: Evaluation) -> dict[str, Any]:
     center=e.options.center,
   )
   return result | {
+    "intervals": intervals(result["metrics"], {"R@": len(queries["labels"])}),
     "protocol": {
       "task": "video retrieval by class, features before the projection",
       "queries": len(queries["labels"]),

@@ -1,4 +1,4 @@
-"""Diagnostics of a step: which numbers are not finite, and loss spikes."""
+"""Diagnostics of steps: numbers that are not finite, spikes, no learning."""
 
 import collections
 import statistics
@@ -79,3 +79,38 @@ class SpikeDetector:
     if np.isfinite(loss):
       recent.append(loss)
     return median
+
+
+class TakeOff:
+  """Tells from the in-batch accuracy when a run begins to learn.
+
+  It has taken off at the first step at which the mean of the last WINDOW
+  accuracies is at least TIMES the chance 1 / N (of small batches: half way from
+  chance to 1).
+  """
+
+  WINDOW, TIMES = 10, 5
+
+  def __init__(self, batch_size: int):
+    """`batch_size`: N."""
+    self.chance = 1 / batch_size
+    self._least = min(self.TIMES * self.chance, (1 + self.chance) / 2)
+    self._recent = collections.deque(maxlen=self.WINDOW)
+    self._was_below = self.taken_off = False
+
+  @property
+  def accuracy(self) -> float:
+    """The mean of the last WINDOW steps, or of as many as there were."""
+    return statistics.fmean(self._recent)
+
+  def update(self, accuracy: float) -> bool:
+    """Counts a step; returns whether it is the one of the take-off.
+
+    A run that is resumed after it has no such step.
+    """
+    self._recent.append(accuracy if np.isfinite(accuracy) else self.chance)
+    if self.taken_off or len(self._recent) < self.WINDOW:
+      return False
+    self.taken_off = self.accuracy >= self._least
+    self._was_below |= not self.taken_off
+    return self.taken_off and self._was_below

@@ -122,6 +122,83 @@ class LossSpikes:
     return False
 
 
+class NoLearning:
+  """Says when a run takes off, and warns for as long as it does not."""
+
+  ADVICE = (
+    "look at video_collapse and text_collapse in metrics.jsonl (near 1: all"
+    " embeddings are one point); lower config.optimizer.learning_rate, set"
+    " config.model.video.pixels to centred, or give a larger batch"
+  )
+
+  def __init__(self, first_alarm: int, batch_size: int, logger: MetricLogger):
+    """Warns after `first_alarm` steps, and again when they have doubled."""
+    self._detector = diagnostics.TakeOff(batch_size)
+    self._alarm = first_alarm
+    self._logger = logger
+
+  def __call__(self, result: StepResult) -> bool:
+    """Says it."""
+    step, metrics = result.step, result.metrics
+    found = self._detector
+    if found.update(float(metrics["in_batch_accuracy"])):
+      self._logger.event(
+        step,
+        "took_off",
+        f"learning has begun at step {step}: the in-batch accuracy is"
+        f" {found.accuracy:.3f}, {found.accuracy / found.chance:.0f} times"
+        " chance",
+        warning=False,
+        accuracy=found.accuracy,
+      )
+    while self._alarm <= step:
+      if step == self._alarm and not found.taken_off:
+        self._logger.event(
+          step,
+          "no_learning",
+          f"the contrastive loss is still {metrics['contrastive']:.2f} (ln N ="
+          f" {metrics['ln_N']:.2f}) after {step} steps, and the in-batch"
+          f" accuracy {found.accuracy:.3f} (chance {found.chance:.3f}): nothing"
+          f" has been learned; {self.ADVICE}",
+          accuracy=found.accuracy,
+        )
+      self._alarm *= 2
+    return False
+
+
+class CalibrationBegins:
+  """Says when weights first leave 1, and at the end if they never did."""
+
+  def __init__(self, total_steps: int, logger: MetricLogger):
+    """`total_steps`: of the run."""
+    self._total_steps, self._logger = total_steps, logger
+    self._waiting = self._begun = False
+
+  def __call__(self, result: StepResult) -> bool:
+    """Says it, where weights are earned: the metric `trust` is there."""
+    if "trust" not in result.metrics:
+      return False
+    step, trust = result.step, float(result.metrics["trust"])
+    if trust > 0 and self._waiting and not self._begun:
+      self._logger.event(
+        step,
+        "calibration_began",
+        f"calibration began at step {step}: given pairs can be told from"
+        " negatives",
+        warning=False,
+      )
+    self._begun |= trust > 0
+    self._waiting |= trust <= 0
+    if step == self._total_steps and trust <= 0:
+      self._logger.event(
+        step,
+        "not_identified",
+        "not identified: given pairs cannot be told from negatives, so all"
+        " weights are 1 and this run is plain co-training",
+      )
+    return False
+
+
 class CollectPairs:
   """Collects the pairs of each step, and sums them up at an evaluation.
 

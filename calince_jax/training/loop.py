@@ -122,7 +122,14 @@ def open_hooks(run: Run, pairs: hooks.CollectPairs) -> list[hooks.Hook]:
         logger, run.training.schedule, run.corrupt_records, pairs
       ),
       hooks.CollapsedWeights(config, logger),
+      hooks.CalibrationBegins(config["total_steps"], logger),
     ]
+    alarm = config["alarms"]["no_learning_steps"]
+    if alarm and config["objective"]["contrastive_weight"]:
+      # While the learning rate still rises it is too early to say.
+      rising = config["optimizer"]["warmup_share"] * config["total_steps"]
+      alarm = max(alarm, round(rising))
+      listed.append(hooks.NoLearning(alarm, config["batch_size"], logger))
   if logger and run.retrieval:
     listed.append(hooks.EvaluationLine(logger, run.retrieval.chance, pairs))
   return listed

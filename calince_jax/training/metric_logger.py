@@ -152,14 +152,21 @@ class MetricLogger:
       )
 
   def event(
-    self, step: int, event: str, message: str = "", **fields: Any
+    self,
+    step: int,
+    event: str,
+    message: str = "",
+    *,
+    warning: bool = True,
+    **fields: Any,
   ) -> None:
-    """Writes an event, and prints its message, if it has one, as a warning.
+    """Writes an event, and prints its message, if it has one.
 
     Args:
       step: number of steps that are done.
       event: kind of event, one word.
       message: for the person; the field `words` of the row.
+      warning: whether it is printed as one.
       fields: further fields of the row, fit for JSON.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -167,7 +174,7 @@ class MetricLogger:
     row |= {"words": message} if message else {}
     self._events.append(json.dumps(row | fields))
     if message:
-      print(f"warning: {message}", flush=True)
+      print(f"warning: {message}" if warning else message, flush=True)
 
   def evaluated(
     self, step: int, metrics: Mapping[str, float], chance: Mapping[str, float]

@@ -172,7 +172,8 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
   from calince_jax.data.records import reader
 
   folders, weights = config_lib.data_mix(config)
-  share, seed = (config["data"][f] for f in ("mismatch", "mismatch_seed"))
+  noise = ("mismatch", "mismatch_seed", "mismatch_kind")
+  share, seed, kind = (config["data"][name] for name in noise)
   infos = [reader.read_info(folder) for folder in folders]
   path = config_lib.common_tokenizer(folders)
   return {
@@ -184,6 +185,7 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
         reader.ClipReader(folder, config["data"]["split"]),
         share,
         seed + d,
+        kind,
       )
       for d, folder in enumerate(folders)
     ],

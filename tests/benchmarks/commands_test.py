@@ -30,15 +30,22 @@ import importlib
 METHODS = ("cotrain",)
 NOISE_RATES = (0.4,)
 NUM_SEEDS = 1
-CORPUS = {
-  "num_clips": 24,
-  "num_val": 4,
-  "num_test": 8,
-  "mismatch": 0.0,
-  "size": 32,
-  "max_objects": 1,
+CORPORA = {
+  "shapes": {
+    "module": "calince_jax.data.synthetic",
+    "flags": {
+      "num_clips": 24,
+      "num_val": 4,
+      "num_test": 8,
+      "mismatch": 0.0,
+      "size": 32,
+      "max_objects": 1,
+    },
+    "packages": (),
+    "prepare": {"short_side": 32, "num_workers": 1},
+    "config": {},
+  },
 }
-PREPARE = {"short_side": 32, "num_workers": 1}
 
 
 def get_config(method="cotrain"):
@@ -98,7 +105,8 @@ def command(folder, module, *words, devices=1):
 def noise_study(folder):
   """The noise study from nothing to its section: corpus, run, evidence."""
   said = command(
-    *(folder, "noise_study", "--config=study.py", "--num_workers=1")
+    *(folder, "noise_study", "--config=study.py", "--num_workers=1"),
+    "--docs=docs",
   )
   return folder / "runs" / "noise_study", said
 
@@ -431,6 +439,10 @@ def test_results_are_written_of_all_that_the_others_made(
   text = (folder / "docs" / "results.md").read_text()
   assert results.made_table(hostile / "hostile") in text
   assert results.survival_tables(survived) in text
+
+
+# Need packages of their own; corpora_test.py tests what can be without.
+APART = ("corpora.grid", "corpora.metaworld")
 
 
 def test_no_command_is_left_out():

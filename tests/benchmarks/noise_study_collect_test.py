@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import noise_study_fakes as fakes
 import pytest
 
-from benchmarks.noise_study import figures
+from benchmarks.noise_study import collect, figures
 from calince_jax.errors import UserError
 
 
@@ -21,8 +21,8 @@ def study(tmp_path):
 def test_missing_runs_are_said(study, tmp_path):
   out = tmp_path / "out"
   names = [run.name for run in fakes.runs_of(study, out)]
-  gone = [n for n in names if n.startswith("oracle,mismatch=0.4")]
-  gone += [n for n in names if n.startswith("rince,mismatch=0.4")]
+  gone = [n for n in names if n.startswith("oracle,mismatch=0.4,mismatch_s")]
+  gone += [n for n in names if n.startswith("rince,mismatch=0.4,mismatch_s")]
   runs = fakes.write_runs(study, out, leave_out=gone)
   # One that has been stopped counts as missing, too.
   stopped = "infonce,mismatch=0.4,mismatch_seed=2,seed=2"
@@ -30,7 +30,7 @@ def test_missing_runs_are_said(study, tmp_path):
   metrics.write_text("".join(metrics.read_text().splitlines(True)[:4]))
   summary = fakes.collect(study, out, runs)
   assert set(summary["runs"]["missing"]) == {*gone, stopped}
-  assert summary["runs"]["finished"] == 30 - 7
+  assert summary["runs"]["finished"] == 39 - 7
   closes = fakes.one_bar(summary, "at least 80 %", "0.4", "end")
   assert closes["met"] is None and closes["number"] == "not run: oracle"
   best = fakes.one_bar(summary, "every other", "0.4", "end")
@@ -40,7 +40,7 @@ def test_missing_runs_are_said(study, tmp_path):
   assert summary["quality"]["0.4"]["infonce"]["end"]["R@1"]["seeds"] == 2
   text = (tmp_path / "docs/results.md").read_text()
   assert "**7 runs are missing**" in text and stopped in text
-  assert "23 of 30 runs" in text
+  assert "32 of 39 runs" in text
 
 
 def test_what_is_written(study, tmp_path):
@@ -48,7 +48,7 @@ def test_what_is_written(study, tmp_path):
   runs = fakes.write_runs(study, out)
   summary = fakes.collect(study, out, runs)
   text = (tmp_path / "docs/results.md").read_text()
-  assert text.startswith("before\n<!-- noise_study -->\n30 of 30 runs")
+  assert text.startswith("before\n<!-- noise_study -->\n39 of 39 runs")
   assert (
     text.endswith("<!-- /noise_study -->\nafter\n") and "former" not in text
   )
@@ -62,11 +62,12 @@ def test_what_is_written(study, tmp_path):
   assert tuple(order) == fakes.METHODS
   with (out / "table.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
-  assert len(rows) == 30 and rows[0]["method"] == "infonce"
+  assert len(rows) == 39 and rows[0]["method"] == "infonce"
   one = next(
     r
     for r in rows
-    if (r["method"], r["noise_rate"], r["seed"]) == ("cotrain", "0.4", "1")
+    if (r["method"], r["noise_rate"], r["kind"], r["seed"])
+    == ("cotrain", "0.4", "uniform", "1")
   )
   want = fakes.plain_recall(
     fakes.plain_point("cotrain", 0.4, 1, "selected"), "test"
@@ -106,3 +107,46 @@ def test_runs_of_different_length_are_not_mixed(study, tmp_path):
   config.write_text(json.dumps(document))
   with pytest.raises(UserError, match=f"{re.escape(runs[3].name)} has"):
     fakes.collect(study, out, runs)
+
+
+def test_all_tasks_stand_beside_chance_and_co_training(study, tmp_path):
+  out = tmp_path / "out"
+  summary = fakes.collect(study, out, fakes.write_runs(study, out))
+  found = summary["tasks"]["0.4"]["cali_nce"]["recognition"]
+  assert found["mean"] == 38.0 + 1 and found["against_baseline"] == {
+    "difference": 18.0,
+    "low": 18.0,
+    "high": 18.0,
+    "seeds": 3,
+  }
+  assert found["closing"]["share"] == pytest.approx(90.0)
+  text = (tmp_path / "docs/results.md").read_text()
+  assert "| chance | 2.00 | 20.00 | 12.50 | 11.00 |" in text
+  assert "39.00 ± 1.00 [+18.00 (+18.00 to +18.00); 90 %]" in text
+  assert "Noise rate 0.4 near:" in text
+
+
+def test_runs_that_did_not_learn_are_counted(study, tmp_path):
+  out = tmp_path / "out"
+  summary = fakes.collect(study, out, fakes.write_runs(study, out))
+  text = (tmp_path / "docs/results.md").read_text()
+  # The interval of cotrain holds 0.4 with seeds 1 and 2.
+  row = "| 0.4 | `cotrain` | 1 of 3 | 15 (10 to 20) | 0.167 | 2 of 3 |"
+  assert row in text
+  chance = fakes.one_bar(summary, "at chance", "0.4 near", "end")
+  assert chance["met"] is True and chance["number"] == "0%, 33%"
+  covered = fakes.one_bar(summary, "true share", "0.4", "end")
+  assert covered["met"] is False and covered["number"] == "0.6667"
+  worse = fakes.one_bar(summary, "never worse", "0.4 near", "end")
+  assert worse["met"] is True
+
+
+def test_a_page_of_its_own_is_made(study, tmp_path):
+  out = tmp_path / "out"
+  runs = fakes.write_runs(study, out)
+  before = (tmp_path / "docs/results.md").read_text()
+  collect.collect(study[0], runs, out, tmp_path / "data", out, "mine")
+  text = (out / "results.md").read_text()
+  assert text.startswith("<!-- mine -->\n39 of 39 runs")
+  assert (out / "figures" / "mine_rates.svg").exists()
+  assert (tmp_path / "docs/results.md").read_text() == before

@@ -16,8 +16,15 @@ import importlib
 METHODS = ("infonce", "cotrain", "rince", "cali_nce", "oracle")
 NOISE_RATES = (0.0, 0.4)
 NUM_SEEDS = 3
-CORPUS = {"num_clips": 8}
-PREPARE = {}
+CORPORA = {
+  "shapes": {
+    "module": "calince_jax.data.synthetic",
+    "flags": {"num_clips": 8},
+    "packages": (),
+    "prepare": {},
+    "config": {},
+  },
+}
 
 
 def get_config(method="cali_nce"):
@@ -35,6 +42,15 @@ def sweep():
           "data.mismatch_seed": seed,
           "seed": seed,
         }
+  for seed in range(NUM_SEEDS):
+    for method in ("cotrain", "cali_nce", "oracle"):
+      yield {
+        "config_argument": method,
+        "data.mismatch": 0.4,
+        "data.mismatch_kind": "near",
+        "data.mismatch_seed": seed,
+        "seed": seed,
+      }
 """
 METHODS = ("infonce", "cotrain", "rince", "cali_nce", "oracle")
 LEVEL = dict(zip(METHODS, (10.0, 20.0, 25.0, 38.0, 40.0), strict=True))
@@ -53,14 +69,19 @@ def make_study(tmp_path: Path):
   (tmp_path / "data").mkdir()
   counts = {"train": 80, "val": 20, "test": 50}
   splits = {name: {"clips": n, "pairs": n} for name, n in counts.items()}
-  info = {"splits": splits, "num_pairs": 150}
+  info = {"splits": splits, "num_pairs": 150, "labels": ["up"]}
   (tmp_path / "data/dataset.json").write_text(json.dumps(info))
   return load(str(path)), str(path)
 
 
-def runs_of(study, out: Path):
+def runs_of(study, out: Path, shared=()):
   data = str(out.parent / "data")
-  return expand(study[1], {"data.datasets": data}, workdir=str(out))
+  return expand(
+    study[1],
+    {**dict(shared), "data.datasets": data},
+    workdir=str(out),
+    evaluate="--task=recognition,video_retrieval",
+  )
 
 
 def fake_rows(method: str, rate: float, seed: int) -> list[dict]:
@@ -75,6 +96,11 @@ def fake_rows(method: str, rate: float, seed: int) -> list[dict]:
     if method in ("cali_nce", "cotrain"):
       row["noise_rate"] = rate + 0.01 * (seed + 1)
       row |= {"pairs/ece": 0.04 - 0.01 * i, "pairs/weight_matched": 1.5}
+      row |= {"noise_rate_low": 0.0, "noise_rate_high": 0.2 * (seed + 1)}
+    # Of 8 pairs; seed 2 of cotrain never learns.
+    stuck = (method, seed) == ("cotrain", 2)
+    row |= {"ln_N": math.log(8), "in_batch_accuracy": 0.2 if stuck else 0.9}
+    row |= {"video_collapse": 0.1 * seed, "text_collapse": 0.15}
     if method in ("cali_nce", "cotrain") and rate:
       row["pairs/auc"] = (0.90, 0.995, 0.99 - 0.001 * seed)[i]
     rows.append(row)
@@ -96,10 +122,24 @@ def write_run(run, out: Path, rows, *, total_steps=30) -> None:
   (folder / "config.json").write_text(json.dumps(document))
   done = {"commands": run.commands, "exit_status": 0, "seconds": 60.0}
   (folder / "done.json").write_text(json.dumps(done))
+  seed = run.overrides["seed"]
+  events = [{"step": 0, "event": "start"}]
+  if (run.overrides["config_argument"], seed) != ("cotrain", 2):
+    events.append({"step": 10 * (seed + 1), "event": "took_off", "words": "on"})
+  lines = "".join(json.dumps(event) + "\n" for event in events)
+  (folder / "events.jsonl").write_text(lines)
+  (folder / "eval").mkdir()
+  level = LEVEL[run.overrides["config_argument"]]
+  for task, metric, chance in (
+    ("recognition", "top1", 12.5),
+    ("video_retrieval", "R@1", 11.0),
+  ):
+    result = {"metrics": {metric: level + seed}, "chance": {metric: chance}}
+    (folder / "eval" / f"{task}.json").write_text(json.dumps(result))
 
 
-def write_runs(study, out: Path, leave_out=()):
-  runs = runs_of(study, out)
+def write_runs(study, out: Path, leave_out=(), shared=()):
+  runs = runs_of(study, out, shared)
   for run in runs:
     if run.name not in leave_out:
       o = run.overrides
@@ -110,7 +150,9 @@ def write_runs(study, out: Path, leave_out=()):
 
 def collect(study, out: Path, runs):
   folder = out.parent
-  return collect_runs(study[0], runs, out, folder / "data", folder / "docs")
+  return collect_runs(
+    study[0], runs, out, folder / "data", folder / "docs", "noise_study"
+  )
 
 
 def plain_recall(row, split, k=1):

@@ -103,3 +103,13 @@ def test_bad_input_is_named(confidence, alignment_score, matched, message):
     calibration_metrics.calibration_report(
       np.array(confidence), np.array(alignment_score), np.array(matched)
     )
+
+
+def test_wrong_captions_are_found_below_one_half():
+  confidence = np.array([0.1, 0.49, 0.5, 0.9, 0.2, 0.1])
+  matched = np.array([0, 1, 0, 1, 0, -1])
+  assert calibration_metrics.find_wrong(confidence, matched) == {
+    "wrong": 3,
+    "flagged": 3,
+    "found": 2,
+  }

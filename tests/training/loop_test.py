@@ -24,7 +24,12 @@ CONFIG = {
   "checkpoint_every": 3,
   "evaluate_every": 2,
   "max_bad_steps": 2,
-  "alarms": {"loss_spike": 10.0, "effective_sample_share": 0.5},
+  "alarms": {
+    "loss_spike": 10.0,
+    "effective_sample_share": 0.5,
+    "no_learning_steps": 0,
+  },
+  "objective": {"contrastive_weight": 1.0},
 }
 
 
@@ -272,3 +277,47 @@ def test_collapsed_weights_are_an_event_once_each_time(tmp_path, logger):
   events = rows(tmp_path, "events.jsonl")
   assert [event["step"] for event in events] == [1, 4]
   assert events[0]["effective_sample_share"] == 0.25
+
+
+def test_a_run_at_chance_says_so_and_one_that_learns_says_when(
+  tmp_path, logger, capsys
+):
+  learning = hooks.NoLearning(20, 128, logger)
+  for step in range(1, 101):
+    accuracy = 1 / 128 if step <= 70 else 0.5
+    assert not learning(result_of(step, in_batch_accuracy=accuracy, ln_N=4.85))
+  events = rows(tmp_path, "events.jsonl")
+  assert [(e["step"], e["event"]) for e in events] == [
+    (20, "no_learning"),
+    (40, "no_learning"),
+    (71, "took_off"),
+  ]
+  assert "ln N = 4.85) after 20 steps" in events[0]["words"]
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0].startswith("warning: the contrastive loss is still")
+  assert printed[2].startswith("learning has begun at step 71")
+
+
+def test_a_run_that_is_resumed_after_its_take_off_says_nothing(
+  tmp_path, logger
+):
+  learning = hooks.NoLearning(20, 128, logger)
+  for step in range(31, 101):
+    learning(result_of(step, in_batch_accuracy=0.5, ln_N=4.85))
+  assert rows(tmp_path, "events.jsonl") == []
+
+
+def test_calibration_that_begins_and_one_that_never_does(tmp_path, logger):
+  begins = hooks.CalibrationBegins(10, logger)
+  for step in range(1, 11):
+    assert not begins(result_of(step, trust=0.0 if step < 6 else 0.2))
+  never = hooks.CalibrationBegins(10, logger)
+  for step in range(1, 11):
+    assert not never(result_of(step, trust=0.0))
+  assert not never(result_of(10))  # a method without earned weights
+  events = rows(tmp_path, "events.jsonl")
+  assert [(e["step"], e["event"]) for e in events] == [
+    (6, "calibration_began"),
+    (10, "not_identified"),
+  ]
+  assert events[0]["words"].startswith("calibration began at step 6")

@@ -1,94 +1,58 @@
-"""Exchanges captions among clips: known mismatched pairs, for studies."""
+"""Exchanges captions among clips: known mismatched pairs, for studies.
 
-import collections
+The noise is drawn when a split is opened, from its captions alone: another
+share, kind or seed needs no prepare, and decodes nothing.
+"""
+
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from calince_jax.data.input import mismatch_kinds
 from calince_jax.data.problems import CorruptRecord
 from calince_jax.data.sources.item import UNKNOWN
 from calince_jax.errors import UserError
 
-if TYPE_CHECKING:  # slow to import, and the synthetic corpus does not need it
+if TYPE_CHECKING:  # slow to import
   from calince_jax.data.records.reader import ClipReader, Frames
-
-STREAM = 3  # of the seed's random numbers
-
-
-def exchange(groups: Sequence[str], count: int, *, seed: int) -> np.ndarray:
-  """Chooses `count` clips and gives each another chosen one's caption.
-
-  Sorted by group (in a random order of the groups) and rotated by the size of
-  the largest, no clip receives the caption of its own group.
-
-  Args:
-    groups: what each clip shows, N of them.
-    count: how many captions are wrong in the end, exactly.
-    seed: of the choice, at least 0.
-
-  Returns:
-    int64 [N]: whose caption each clip carries; itself where it is right.
-
-  Raises:
-    UserError: if there are too few clips, or too few groups among them.
-  """
-  source = np.arange(len(groups))
-  if count == 0:
-    return source
-  rng = np.random.default_rng([seed, STREAM])
-  chosen = rng.choice(len(groups), count, replace=False)
-  sizes = collections.Counter(groups[i] for i in chosen)
-  largest = max(sizes.values())
-  if 2 * largest > count:
-    raise UserError(
-      f"{count} captions of {len(sizes)} combinations cannot be exchanged "
-      "among themselves; give another share of mismatched ones (0 for none) or "
-      "more clips"
-    )
-  order = {group: place for place, group in enumerate(sizes)}  # random
-  ring = np.array(sorted(chosen, key=lambda i: order[groups[i]]))
-  source[ring] = np.roll(ring, largest)
-  return source
 
 
 def mismatched(
-  reader: "ClipReader", share: float, seed: int
+  reader: "ClipReader", share: float, seed: int, kind: str = "uniform"
 ) -> "ClipReader | MismatchedReader":
   """The reader itself where `share` is 0, else a MismatchedReader of it."""
-  return MismatchedReader(reader, share, seed) if share else reader
+  return MismatchedReader(reader, share, seed, kind) if share else reader
 
 
 class MismatchedReader:
-  """A ClipReader some of whose clips carry the texts of another clip.
+  """A ClipReader some of whose clips carry wrong texts.
 
-  round(share N) clips are chosen and exchange their texts, so that no text
-  that a clip gets is one of its own group's (case and outer white space
-  aside); their `matched` is 0. All others are as they were, except that an
-  unknown `matched` (-1) becomes 1: the protocol takes the given captions as
-  right. The pair indices stay those of the video's own record: of the texts
-  that it gets, as many are used as it had, again from the first where they are
-  fewer.
-
-  The group of a clip is the record's, or its texts where it has none.
+  round(share N) clips get them, of the kind that is asked for (see
+  mismatch_kinds.py); their `matched` is 0. All others are as they were, except
+  that an unknown `matched` (-1) becomes 1: the protocol takes the given
+  captions as right. The pair indices stay those of the video's own record: of
+  the texts that it gets, as many are used as it had, again from the first where
+  they are fewer.
 
   A clip that cannot be read keeps its part in the exchange, as a group of its
   own: which clips are chosen does not depend on it, whose caption they carry
   may. The one that gets its texts counts as corrupt too.
   """
 
-  def __init__(self, reader: "ClipReader", share: float, seed: int):
+  def __init__(
+    self, reader: "ClipReader", share: float, seed: int, kind: str = "uniform"
+  ):
     """Reads all records once, and keeps the texts that change place.
 
     Args:
       reader: of a split.
       share: of the clips, in (0, 1).
       seed: of the choice, at least 0.
+      kind: one of mismatch_kinds.KINDS.
 
     Raises:
-      UserError: `share` or `seed` is out of range, or there are too few clips
-        or too few different texts.
+      UserError: `share` or `seed` is out of range, there are too few clips or
+        too few different texts, or the kind needs groups that they do not have.
     """
     count = round(share * len(reader))
     if not 0 <= share < 1 or seed < 0:
@@ -102,22 +66,22 @@ class MismatchedReader:
         " exchange captions; give a larger share (0 for none) or more clips"
       )
     self._reader = reader
-    texts, groups = [], []
+    ids, texts, groups = [], [], []
     corrupt: dict[int, CorruptRecord] = {}
     for index in range(len(reader)):
       try:
         (record,) = reader.read([index])
       except CorruptRecord as error:
         corrupt[index] = error
-        record = {"texts": [], "group": f"\0{index}"}
+        record = {"id": f"\0{index}", "texts": [], "group": ""}
+      ids.append(record["id"])
       texts.append(record["texts"])
-      groups.append(record["group"] or "\n".join(sorted(_plain(texts[-1]))))
-    source = exchange(groups, count, seed=seed)
-    source = _without_right_texts(source, groups, texts, seed)
-    moved = np.flatnonzero(source != np.arange(len(reader)))
-    self._texts = {int(i): texts[source[i]] for i in moved}
+      groups.append(record["group"])
+    clips = mismatch_kinds.Clips(ids, texts, groups)
+    wrong = mismatch_kinds.draw(kind, clips, count, seed)
+    self._texts = {i: one.texts for i, one in wrong.items()}
     self._corrupt = {
-      int(i): corrupt[int(source[i])] for i in moved if source[i] in corrupt
+      i: corrupt[one.donor] for i, one in wrong.items() if one.donor in corrupt
     }
 
   @property
@@ -174,40 +138,3 @@ class MismatchedReader:
       texts = record["texts"]
       matched = [1 if m == UNKNOWN else m for m in record["matched"]]
     return record | {"texts": texts, "matched": matched}
-
-
-def _plain(texts):
-  return {text.strip().lower() for text in texts}
-
-
-def _without_right_texts(source, groups, texts, seed):
-  """`source` with exchanges until no clip gets a text of its own group.
-
-  Groups that differ may share texts; `exchange` does not know.
-  """
-  of_group = collections.defaultdict(set)
-  for group, own in zip(groups, texts, strict=True):
-    of_group[group] |= _plain(own)
-
-  def wrong(i, donor):
-    return groups[i] != groups[donor] and not (
-      of_group[groups[i]] & _plain(texts[donor])
-    )
-
-  rng = np.random.default_rng([seed, STREAM, 1])
-  source = source.copy()
-  moved = np.flatnonzero(source != np.arange(len(source)))
-  for i in moved:
-    if wrong(i, source[i]):
-      continue
-    for j in rng.permutation(moved):
-      if wrong(i, source[j]) and wrong(j, source[i]):
-        source[i], source[j] = source[j], source[i]
-        break
-    else:
-      raise UserError(
-        f"no other clip's texts are wrong for clip {i} ({texts[i][0]!r}): too"
-        " few different captions among the chosen clips; give another share of"
-        " mismatched ones (0 for none) or more clips"
-      )
-  return source

@@ -27,7 +27,10 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_test", None, "Default: an eighth of num_clips.")
   flags.DEFINE_integer("max_objects", 3, "Things in a clip, at most.")
   flags.DEFINE_enum(
-    "style", "varied", scene.STYLES, "plain: easy, with captions of bare words"
+    "style",
+    "varied",
+    scene.STYLES,
+    "plain: easy, with captions of bare words; hard: dark, small, static",
   )
   flags.DEFINE_integer("num_workers", 2, "Processes.")
   cli.run(main)

@@ -89,6 +89,9 @@ CLAUSES = (
   "before {b_ing}, {it} {a}",
   "{it} begins by {a_ing} and ends by {b_ing}",
 )
+# Of a hard scene: where a thing is, by thirds of the picture.
+ROWS = (("top", "upper"), ("middle", "central"), ("bottom", "lower"))
+SIDES = (("left", "left edge"), ("centre", "middle"), ("right", "right edge"))
 JOINTS = (", while ", "; ", "; also, ", ". at the same time, ")
 FRAMES = ("{}", "{}", "{}.", "in this clip, {}", "a video where {}", "{}!")
 
@@ -105,6 +108,9 @@ def caption(scene: synthetic_scene.Scene, *, variant: int = 0) -> str:
       for thing in scene.things
     ]
     return " and ".join(clauses[i] for i in rng.permutation(len(clauses)))
+  if scene.style == "hard":
+    clauses = [_place_clause(rng, thing) for thing in scene.things]
+    return " and ".join(clauses[i] for i in rng.permutation(len(clauses)))
   clauses = [_clause(rng, thing) for thing in scene.things]
   order = rng.permutation(len(clauses))
   text = synthetic_scene.pick(rng, JOINTS).join(clauses[i] for i in order)
@@ -112,7 +118,23 @@ def caption(scene: synthetic_scene.Scene, *, variant: int = 0) -> str:
   return text.capitalize() if rng.random() < 0.5 else text
 
 
+def _place_clause(rng, thing: synthetic_scene.Thing) -> str:
+  """Returns such as "a tiny red star at the top left"."""
+  row, column = (min(int(3 * x), 2) for x in (thing.y, thing.x))
+  place = (ROWS[row], SIDES[column])
+  place = " ".join(synthetic_scene.pick(rng, words) for words in place)
+  return f"{_name(rng, thing)} at the {place}"
+
+
 def _clause(rng, thing: synthetic_scene.Thing) -> str:
+  it = _name(rng, thing)
+  (a, a_ing), (b, b_ing) = (_verb(rng, motion) for motion in thing.motions)
+  return synthetic_scene.pick(rng, CLAUSES).format(
+    it=it, a=a, b=b, a_ing=a_ing, b_ing=b_ing
+  )
+
+
+def _name(rng, thing: synthetic_scene.Thing) -> str:
   adjectives = [synthetic_scene.pick(rng, COLOUR_WORDS[thing.colour])]
   if rng.random() < 0.5:
     adjectives.insert(
@@ -126,10 +148,7 @@ def _clause(rng, thing: synthetic_scene.Thing) -> str:
   article = synthetic_scene.pick(
     rng, ("an" if name[0] in "aeiou" else "a", "the")
   )
-  (a, a_ing), (b, b_ing) = (_verb(rng, motion) for motion in thing.motions)
-  return synthetic_scene.pick(rng, CLAUSES).format(
-    it=f"{article} {name}", a=a, b=b, a_ing=a_ing, b_ing=b_ing
-  )
+  return f"{article} {name}"
 
 
 def _verb(rng, motion: str) -> tuple[str, str]:

@@ -23,6 +23,11 @@ name every shape, colour and motion; size and texture are sometimes left out.
 motion, on grey, with captions of bare words ("red star up and blue ring grow");
 the label is the main thing's motion.
 
+--style=hard is what learning may fail to start on: dark pictures, small things
+that stay where they are, nothing else that changes, and captions that name
+shape, colour and place: of two things, some 14 to 22 words ("a tiny plain red
+star at the top left and ..."). The label is the main thing's shape.
+
 A clip depends on (seed, split, its index, max_objects, style) alone.
 """
 
@@ -39,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 from calince_jax import errors
-from calince_jax.data.input.label_noise import exchange
+from calince_jax.data.input.mismatch_kinds import exchange
 from calince_jax.data.synthetic import caption as synthetic_caption
 from calince_jax.data.synthetic import scene as synthetic_scene
 from calince_jax.data.synthetic import video as synthetic_video

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SPLITS = ("train", "val", "test")
-STYLES = ("varied", "plain")
+STYLES = ("varied", "plain", "hard")
 NUM_FRAMES = 16
 
 COLOURS = {
@@ -87,7 +87,7 @@ class Scene:
   things: tuple[Thing, ...]
   label: str
   seed: int  # of the background, the camera and the caption
-  style: str = "varied"  # or `plain`: a grey background, bare words
+  style: str = "varied"  # or another of STYLES, see corpus.py
 
 
 def combination(things: Sequence[Thing]) -> str:
@@ -119,6 +119,9 @@ def sample_scene(
   if style == "plain":
     label = PLAIN_MOTIONS[index % len(PLAIN_MOTIONS)]
     draw = functools.partial(_plain_things, rng, label, max_objects)
+  elif style == "hard":
+    label = SHAPES[index % len(SHAPES)]
+    draw = functools.partial(_hard_things, rng, label, max_objects)
   else:
     kinds = CLASSES[index % len(CLASSES)]
     label = "_then_".join(kinds)
@@ -147,6 +150,25 @@ def _plain_things(rng, motion, max_objects) -> tuple[Thing, ...]:
       motions=(str(motions[place]), "stay"),
       switch=0.99,
       travel=rng.uniform(0.28, 0.4),
+      angle=rng.uniform(-0.25, 0.25),
+      turn=0.0,
+    )
+    for place, colour in enumerate(colours)
+  )
+
+
+def _hard_things(rng, shape, max_objects) -> tuple[Thing, ...]:
+  """Exactly `max_objects` small things that stay; the first has the shape."""
+  colours = rng.permutation(list(COLOURS))[:max_objects]
+  return tuple(
+    Thing(
+      shape=pick(rng, SHAPES) if place else shape,
+      colour=str(colour),
+      size="small" if place else "medium",
+      texture=pick(rng, TEXTURES),
+      motions=("stay", "stay"),
+      switch=0.5,
+      travel=0.0,
       angle=rng.uniform(-0.25, 0.25),
       turn=0.0,
     )

@@ -88,14 +88,18 @@ def render(
     scene: what to draw.
     size: height and width in pixels.
     num_frames: how many moments, evenly spaced over the clip.
-    camera_noise: shake, flicker and pixel noise; the background stays.
+    camera_noise: shake, flicker and pixel noise; the background stays. A hard
+      scene has none.
 
   Returns:
     uint8 [num_frames, size, size, 3].
   """
   rng = np.random.default_rng([scene.seed, 0])
+  camera_noise &= scene.style != "hard"
   row, column = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
-  if scene.style == "plain":
+  if scene.style == "hard":
+    background = np.full((size, size, 3), rng.uniform(2, 14), np.float32)
+  elif scene.style == "plain":
     background = np.full((size, size, 3), rng.uniform(60, 125), np.float32)
   else:
     background = _background(rng, row, column)
@@ -145,14 +149,16 @@ def _draw(video, thing: synthetic_scene.Thing, shake, row, column) -> None:
   painted += cover[..., None] * ((1 - dark)[..., None] * colour - painted)
 
 
-def write_video(path: Path, frames: np.ndarray) -> None:
+def write_video(
+  path: Path, frames: np.ndarray, *, frame_rate: int = FRAME_RATE
+) -> None:
   """Encodes uint8 [T, H, W, 3] (even H and W) as H.264; appears whole."""
   part = path.with_name(path.name + ".part")
   with av.open(str(part), "w", format="mp4") as container:
-    stream = container.add_stream("libx264", FRAME_RATE, options=ENCODING)
+    stream = container.add_stream("libx264", frame_rate, options=ENCODING)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
-    stream.gop_size = FRAME_RATE  # one second: cheap to seek
+    stream.gop_size = frame_rate  # one second: cheap to seek
     stream.codec_context.max_b_frames = 0
     stream.codec_context.thread_count = 1
     scaler = VideoReformatter()

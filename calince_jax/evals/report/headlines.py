@@ -26,7 +26,27 @@ def summary(run: dict) -> str:
         beside = f"(true {metrics['noise_rate_true']:.2f})"
       label = f"{task} {name}"
       lines.append(f"{label:<36}{metrics[name]:>10.2f}{beside:>13}")
-  return "\n".join(lines)
+  found = wrong_captions(run["calibration"])
+  return "\n".join([*lines, "", found] if found else lines)
+
+
+def wrong_captions(result: dict | None) -> str:
+  """How many known wrong captions were found; "" where none is known.
+
+  Args:
+    result: of the task calibration; an older evaluate did not count them.
+  """
+  if result is None or "wrong_captions" not in result:
+    return ""
+  counts = result["wrong_captions"]
+  wrong, flagged, found = (counts[k] for k in ("wrong", "flagged", "found"))
+  if not wrong:
+    return ""
+  precision = f" with precision {found / flagged:.2f}" if flagged else ""
+  return (
+    f"your {wrong:,} wrong captions: found {found:,}{precision} (pairs with a"
+    " confidence below 0.5)"
+  )
 
 
 CARDS = (

@@ -33,8 +33,9 @@ def render(run: dict) -> str:
 
   Args:
     run: {"name": str, "workdir": str as on a command line, "date": str,
-      "config": dict or None, "metrics": list of logged rows, maybe empty, and
-      for each of TASKS its result as evaluate wrote it, or None}. Where
+      "config": dict or None, "metrics": list of logged rows, maybe empty,
+      "notes": sentences on how training went, maybe none, and for each of TASKS
+      its result as evaluate wrote it, or None}. Where
       something is absent, the page names the command that makes it.
 
   Raises:
@@ -61,6 +62,7 @@ def render(run: dict) -> str:
     speed=speed.lines(run["metrics"]),
     tables={task: tables.table(task, run[task]) for task in TASKS if run[task]},
     calibration=_calibration(run["calibration"]),
+    found=headlines.wrong_captions(run["calibration"]),
     config=_flat(run["config"]) if run["config"] else [],
     worst_shown=WORST_SHOWN,
   )

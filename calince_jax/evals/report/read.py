@@ -7,6 +7,8 @@ from pathlib import Path
 from calince_jax import files
 from calince_jax.errors import UserError
 
+# Events of training that the page tells, in their own words.
+NOTES = ("took_off", "no_learning", "calibration_began", "not_identified")
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
 
 
@@ -26,6 +28,7 @@ def read_run(workdir: Path) -> dict:
       "is it the --workdir of a training run?"
     )
   return run | {
+    "notes": read_notes(workdir / "events.jsonl"),
     "name": workdir.resolve().name,
     "workdir": shlex.quote(str(workdir)),
     "date": datetime.date.today().isoformat(),
@@ -65,6 +68,21 @@ def read_metrics(path: Path) -> list[dict]:
       raise UserError(f"{path}, line {number}: no whole number 'step'")
   by_step = {row["step"]: row for row in rows}
   return [by_step[step] for step in sorted(by_step)]
+
+
+def read_notes(path: Path) -> list[str]:
+  """What training said of how it went, the last of each kind; [] if nothing."""
+  if not path.exists():
+    return []
+  last = {}
+  lines = files.read_text(path).split("\n")[:-1]
+  for number, line in enumerate(lines, 1):
+    row = files.parse_json(line, f"{path}, line {number}")
+    if row.get("event") in NOTES:
+      last[row["event"]] = str(row["words"])
+  if "took_off" in last:
+    last.pop("no_learning", None)
+  return list(last.values())
 
 
 def part(result: dict, name: str) -> list:

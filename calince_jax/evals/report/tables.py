@@ -46,7 +46,10 @@ def table(task: str, result: dict) -> dict:
   rows = [("frozen features", _cells(metrics.values()), "ours")]
   if "intervals" in result:
     cells = [
-      "{:.1f} to {:.1f}".format(*result["intervals"][c]) for c in columns
+      "{:.1f} to {:.1f}".format(*result["intervals"][c])
+      if c in result["intervals"]
+      else ""
+      for c in columns
     ]
     rows.append(("95 % interval", cells, "minor"))
   for name, label in (

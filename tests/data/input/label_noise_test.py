@@ -6,7 +6,6 @@ import pytest
 
 from calince_jax.data.input.label_noise import (
   MismatchedReader,
-  exchange,
   mismatched,
 )
 from calince_jax.data.records.reader import ClipReader
@@ -45,22 +44,6 @@ def records(texts, groups=None, matched=-1):
 
 def read_all(reader):
   return reader.read(range(len(reader)))
-
-
-def test_exchange_never_stays_within_a_combination():
-  groups = ["a"] * 4 + ["b"] * 4 + ["c", "d", "e"]
-  for seed in range(50):
-    source = exchange(groups, 11, seed=seed)
-    assert sorted(source) == list(range(11))
-    assert all(groups[i] != groups[j] for i, j in enumerate(source))
-  assert len({tuple(exchange(groups, 11, seed=s)) for s in (1, 2)}) == 2
-
-
-def test_exchange_refuses_what_it_cannot_do():
-  with pytest.raises(UserError, match="cannot be exchanged"):
-    exchange(["a", "b", "c"], 1, seed=0)
-  with pytest.raises(UserError, match="cannot be exchanged"):
-    exchange(["a", "a", "a", "b"], 4, seed=0)
 
 
 def test_share_0_is_the_reader_itself(tiny_dataset):

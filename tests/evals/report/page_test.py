@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.hostile import settings
 from calince_jax.errors import UserError
 from calince_jax.evals import calibration_metrics, recognition, retrieval
+from calince_jax.evals.report import headlines
 from calince_jax.evals.report import page as report_page
 
 EVIL = "<script>alert('x')</script>"
@@ -68,7 +69,7 @@ def make_run(results, **changes):
   ]
   run = {"name": f"run {EVIL}", "workdir": "DIR", "date": "2024-01-02"}
   run |= {"config": {"batch_size": 32, "model": {"size": EVIL}}}
-  return run | {"metrics": rows} | results | changes
+  return run | {"metrics": rows, "notes": []} | results | changes
 
 
 class Page(html.parser.HTMLParser):
@@ -179,6 +180,11 @@ def test_headline_numbers_stand_beside_chance(results):
   assert "ln N 3.47" in text
   assert retrieval.TIE_RULE in text
   assert "with dual softmax *" in text
+  counts = results["calibration"]["wrong_captions"]
+  wrong, flagged, found = (counts[k] for k in ("wrong", "flagged", "found"))
+  line = f"{wrong} wrong captions: found {found} with precision"
+  assert f"Your {line} {found / flagged:.2f}" in text
+  assert f"your {line}" in headlines.summary(make_run(results))
 
 
 def test_the_speed_of_the_last_row_is_shown(results):
@@ -283,6 +289,14 @@ def write_run(workdir, results):
   )
   lines = [json.dumps(row) + "\n" for row in run["metrics"]]
   (workdir / "metrics.jsonl").write_text("".join(lines) + '{"step": 100, "lo')
+  events = [
+    {"step": 0, "event": "start"},
+    {"step": 200, "event": "no_learning", "words": "nothing learned"},
+    {"step": 290, "event": "took_off", "words": "learning has begun"},
+    {"step": 310, "event": "calibration_began", "words": "began at step 310"},
+  ]
+  lines = [json.dumps(row) + "\n" for row in events]
+  (workdir / "events.jsonl").write_text("".join(lines))
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path, results):
@@ -297,8 +311,11 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, results):
   assert "<h1>my run</h1>" in page
   assert "<dt>batch_size</dt><dd>32</dd>" in page
   assert "90 steps" in page  # the unfinished last line is left out
+  assert "learning has begun." in page and "began at step 310." in page
+  assert "nothing learned" not in page  # it did in the end
   names = {path.name for path in workdir.iterdir()}
-  assert names == {"eval", "config.json", "metrics.jsonl", "report.html"}
+  written = {"config.json", "metrics.jsonl", "events.jsonl", "report.html"}
+  assert names == {"eval", *written}
   elsewhere = tmp_path / "page.html"
   assert command(f"--workdir={workdir}", f"--out={elsewhere}").returncode == 0
   assert elsewhere.exists()
