@@ -96,7 +96,9 @@ def examine(
     posterior=posterior,
     separation=float((x[:, None] > negatives)[known].mean()),
     near=near,
-    random=float(confidence_of(z, posterior.noise_rate, posterior.tilt).mean()),
+    random=float(
+      confidence_of(z, posterior.noise_rate, posterior.shift).mean()
+    ),
     penalties=penalties,
     rounds=number + 1,
     better=better,
@@ -142,7 +144,7 @@ def _near(data, maps, scale, negatives, posterior, seed):
   )
   x = cross_fit.score_pairs(data, maps, scale, rows[known], captions[known])
   z = probits(x, negatives)
-  return float(confidence_of(z, posterior.noise_rate, posterior.tilt).mean())
+  return float(confidence_of(z, posterior.noise_rate, posterior.shift).mean())
 
 
 def _better(data, maps, scale, x, posterior):

@@ -2,28 +2,35 @@
 
 A mismatched pair scores like a negative. Let u be the share of the negatives
 below a pair's score and z = Phi^-1(u), so that mismatched pairs are N(0, 1).
-Matched pairs are taken as an exponential tilt of that (Anderson, Biometrika
-1972): N(b, 1), as in the equal-variance model of signal detection. Then
+Matched pairs are taken to be N(b, 1), the equal-variance model of signal
+detection (Green and Swets, 1966):
 
     f_given(z) = phi(z) [eta + (1 - eta) exp(b z - b^2 / 2)]
     P(fits | z) = 1 - eta / (eta + (1 - eta) exp(b z - b^2 / 2))
 
-with (eta, b) by maximum likelihood. The bound of losses/density_ratio.py, which
-assumes nothing of matched pairs but that they score higher, is the upper end:
-eta <= inf_u F_given(u) / u. Resampled clips give the interval.
+with (eta, b) by maximum likelihood. The interval of eta begins where twice the
+log likelihood, maximised over b and over a few spreads of the matched pairs,
+falls by the 95 % point of chi^2_1: where nothing can be told apart, b = 0 and
+every eta is as likely. It ends at the bound of losses/density_ratio.py,
+eta <= inf_u F_given(u) / u, which assumes nothing of matched pairs but that
+they score higher, with the bootstrap's error.
 """
 
 import dataclasses
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
-TILTS = np.linspace(0.05, 5.0, 100)  # b
-ITERATIONS = 40  # of eta at each b
+BIN = 0.05  # of z
+EDGES = np.arange(-5, 5 + BIN / 2, BIN)
+CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
+RATES = np.linspace(0.0, 1.0, 201)  # eta
+SHIFTS = np.linspace(0.0, 5.0, 101)  # b
+SPREADS = (1.0, 1.1, 1.2)  # of matched pairs, for the low end
+DROP = 3.84 / 2  # of the log likelihood, at the low end
 SMALLEST_TAIL = 0.2  # u at which the bound is looked at, at least
-RESAMPLES = 20
-LARGEST_SAMPLE = 20_000  # pairs that the model is fitted on
-INTERVAL = (2.5, 97.5)  # percent
+RESAMPLES = 500
+HIGH = 97.5  # percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Posterior:
   Attributes:
     noise_rate: the estimate of eta.
     low, high: the ends of its interval, 95 %.
-    tilt: b; matched pairs score higher than negatives with probability
+    shift: b; matched pairs score higher than negatives with probability
       Phi(b / sqrt 2).
     confidence: P(fits), float32 [P].
   """
@@ -41,7 +48,7 @@ class Posterior:
   noise_rate: float
   low: float
   high: float
-  tilt: float
+  shift: float
   confidence: np.ndarray
 
 
@@ -55,58 +62,62 @@ def probits(x: np.ndarray, negatives: np.ndarray) -> np.ndarray:
   return ndtri(np.clip(u, 1e-5, 1 - 1e-5))
 
 
-def fit_tilt(z: np.ndarray) -> tuple[float, float]:
-  """(eta, b) of the largest likelihood of z, float [P]."""
-  ratio = np.exp(TILTS[:, None] * z - TILTS[:, None] ** 2 / 2)
-  eta = np.full((len(TILTS), 1), 0.5)
-  for _ in range(ITERATIONS):
-    mixture = eta + (1 - eta) * ratio
-    eta = (eta / mixture).mean(axis=1, keepdims=True)
-  mixture = eta + (1 - eta) * ratio
-  best = np.log(mixture).mean(axis=1).argmax()
-  return float(eta[best, 0]), float(TILTS[best])
-
-
-def bound(z: np.ndarray) -> float:
-  """inf F_given(u) / u over u in [SMALLEST_TAIL, 1]."""
-  u = np.linspace(SMALLEST_TAIL, 1.0, 81)
-  given = np.searchsorted(np.sort(z), ndtri(u), side="right") / len(z)
-  return float(min(1.0, (given / u).min()))
-
-
 def estimate(z: np.ndarray, clip: np.ndarray, seed: int) -> Posterior:
   """Fits the mixture.
 
   Args:
     z: float [P], see `probits`.
-    clip: int [P]; clips are resampled, with all their captions.
+    clip: int [P], the clip of each pair: the captions of one clip are not
+      independent, and count together as one pair where the error is estimated.
     seed: of the resampling.
   """
+  counts = np.histogram(z.clip(EDGES[0], EDGES[-1]), EDGES)[0]
+  independent = len(np.unique(clip)) / len(z)
+  likelihood = independent * _log_likelihood(counts, 1.0)
+  rate, shift = np.unravel_index(likelihood.argmax(), likelihood.shape)
+  eta, b = float(RATES[rate]), float(SHIFTS[shift])
+  low = min(_low_end(independent * _log_likelihood(counts, s)) for s in SPREADS)
   rng = np.random.default_rng([seed, 3])
-  sample = z
-  owner = clip
-  if len(z) > LARGEST_SAMPLE:
-    chosen = rng.choice(len(z), LARGEST_SAMPLE, replace=False)
-    sample, owner = z[chosen], clip[chosen]
-  eta, b = fit_tilt(sample)
-  _, owner = np.unique(owner, return_inverse=True)
-  lows, highs = [], []
-  for _ in range(RESAMPLES):
-    counts = np.bincount(
-      rng.integers(0, owner.max() + 1, owner.max() + 1),
-      minlength=owner.max() + 1,
-    )
-    again = np.repeat(sample, counts[owner])
-    lows.append(fit_tilt(again[: LARGEST_SAMPLE // 10])[0])
-    highs.append(bound(again))
-  high = max(eta, float(np.percentile(highs, INTERVAL[1])))
-  low = min(eta, float(np.percentile(lows, INTERVAL[0])))
-  return Posterior(eta, low, high, b, confidence_of(z, eta, b))
+  draws = rng.multinomial(
+    max(1, round(independent * len(z))), counts / counts.sum(), RESAMPLES
+  )
+  high = np.percentile(_bounds(draws), HIGH)
+  return Posterior(
+    eta,
+    min(low, eta),
+    float(max(high, eta)),
+    b,
+    confidence_of(z, eta, b),
+  )
 
 
-def confidence_of(z: np.ndarray, noise_rate: float, tilt: float) -> np.ndarray:
+def confidence_of(z: np.ndarray, noise_rate: float, shift: float) -> np.ndarray:
   """P(fits | z) of the mixture, float32 of the shape of z."""
-  ratio = np.exp(np.minimum(tilt * z - tilt**2 / 2, 50.0))
+  ratio = np.exp(np.minimum(shift * z - shift**2 / 2, 50.0))
   mixture = noise_rate + (1 - noise_rate) * ratio
   confidence = 1 - noise_rate / np.maximum(mixture, 1e-12)
   return confidence.astype(np.float32)
+
+
+def _log_likelihood(counts, spread):
+  """Of each (eta, b), float64 [RATES, SHIFTS]; up to a constant."""
+  b = SHIFTS[:, None]
+  log_ratio = CENTRES**2 / 2 - ((CENTRES - b) / spread) ** 2 / 2
+  ratio = np.exp(log_ratio) / spread
+  used = counts > 0
+  eta = RATES[:, None, None]
+  mixture = eta + (1 - eta) * ratio[:, used]
+  return np.log(np.maximum(mixture, 1e-300)) @ counts[used]
+
+
+def _low_end(likelihood):
+  profile = likelihood.max(axis=1)
+  return float(RATES[profile >= profile.max() - DROP].min())
+
+
+def _bounds(counts):
+  """inf F_given(u) / u over u >= SMALLEST_TAIL, of each row of counts."""
+  u = ndtr(EDGES[1:])
+  given = np.cumsum(counts, axis=-1) / counts.sum(axis=-1, keepdims=True)
+  ratio = np.where(u >= SMALLEST_TAIL, given / u, 1.0)
+  return np.minimum(ratio.min(axis=-1), 1.0)

@@ -134,10 +134,13 @@ def claimed(out: Path, options: Options) -> Iterator[Path]:
     wanted = _digest(options)
     path = work / "options.json"
     if path.exists() and json.loads(path.read_text()) != wanted:
-      raise UserError(
-        f"{out} was begun with other options or other data; choose another"
-        " --out, or delete it"
-      )
+      if list(work.glob("round-*.npz")):
+        raise UserError(
+          f"{out} was begun with other options or other data; choose another"
+          " --out, or delete it"
+        )
+      for stale in [*work.glob("*.npy"), *work.glob("*.npz")]:
+        stale.unlink()  # of files that have been corrected since
     write_atomic(path, json.dumps(wanted))
     yield work
 
