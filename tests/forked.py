@@ -8,6 +8,7 @@ ours anew. README's commands and a few others are run by a Python of their own.
 """
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -26,7 +27,9 @@ SERVER = """
 import gc, importlib, json, os, runpy, signal, sys
 for name in sys.argv[1:]:
   importlib.import_module(name)
-assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+tasks = "/proc/self/task"  # of Linux
+alone = not os.path.isdir(tasks) or len(os.listdir(tasks)) == 1
+assert alone, "threads do not survive a fork"
 gc.freeze()
 for line in sys.stdin:
   request = json.loads(line)
@@ -89,18 +92,23 @@ def _server_folder() -> str:
   return folder
 
 
+def _server_errors() -> Path:
+  return Path(_server_folder(), "stderr")
+
+
 @functools.cache
 def _server() -> subprocess.Popen:
-  server = subprocess.Popen(
-    [sys.executable, "-c", SERVER, *LIBRARIES],
-    cwd=ROOT,
-    # OpenBLAS would start its threads with the import.
-    env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    text=True,
-  )
+  with _server_errors().open("w") as errors:
+    server = subprocess.Popen(
+      [sys.executable, "-c", SERVER, *LIBRARIES],
+      cwd=ROOT,
+      # OpenBLAS would start its threads with the import.
+      env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      text=True,
+    )
   atexit.register(server.wait)
   atexit.register(server.stdin.close)  # is called first
   return server
@@ -139,7 +147,8 @@ class Process:
   def send_signal(self, number: int) -> None:
     """Nothing, if it has ended."""
     if self.returncode is None:
-      os.kill(self.pid, number)
+      with contextlib.suppress(ProcessLookupError):  # it ends just now
+        os.kill(self.pid, number)
 
   def kill(self) -> None:
     """With SIGKILL."""
@@ -182,8 +191,10 @@ def start(
   server = _server()
   server.stdin.write(json.dumps(request) + "\n")
   server.stdin.flush()
-  pid = int(server.stdout.readline())
-  return Process(pid, folder / "status", Path(out), Path(err))
+  pid = server.stdout.readline()
+  if not pid:
+    raise RuntimeError(f"no server: {_server_errors().read_text()}")
+  return Process(int(pid), folder / "status", Path(out), Path(err))
 
 
 def run(
