@@ -8,12 +8,13 @@ their steps in it (benchmarks/torch_step.py), eagerly and by torch.compile, each
 in a process of its own. The processes take turns, so that ratios hold on a
 machine that others share. On an H100:
 
-    python -m benchmarks.step --config.batch_size=256 --steps=30 \
+    python -m benchmarks.step --config.batch_size=32 --steps=30 \
       --config.data.num_frames=16 --config.data.image_size=224 \
       --config.model.video.size=B --config.model.video.tubelet=2,16 \
       --config.model.text.size=B --config.model.dtype=bfloat16 --torch=...
 
-Without --torch any configuration can be timed. Writes runs/step/time_*.md.
+Without --torch any configuration can be timed. The table is written to
+runs/step/PLATFORM_DTYPE.md.
 """
 
 import json
