@@ -148,6 +148,10 @@ def parse(
   try:
     return flag_values(argv)
   except flags.Error as error:
+    if "Traceback" in str(error):  # ml_collections', of the file of --config
+      reason = error.__cause__ or error.__context__ or error
+      last = str(error).strip().splitlines()[-1]
+      _fail(f"the configuration: {_config_error(argv, reason) or last}")
     _fail(f"{error} (--help lists the flags)")
   # ml_collections raises these as they are.
   except (KeyError, AttributeError) as error:

@@ -321,8 +321,7 @@ BROKEN = {
     lambda folder: (folder / "config.json").write_text(
       (folder / "config.json")
       .read_text()
-      .replace('"min_crop', ' "min_crop', 1)
-      .replace('"noise_rate": 0.', '"noise_rate": 0.1', 1)
+      .replace('"dropout": 0', '"dropout": 1')
     ),
     "config.json is damaged or was changed by hand",
   ),

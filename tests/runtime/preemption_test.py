@@ -50,3 +50,15 @@ def test_second_sigterm_ends_even_a_process_that_is_stuck():
     process.kill()
   assert process.returncode == 128 + signal.SIGTERM
   assert "saving at the end of this step" in err and "again" in err
+
+
+def test_an_interrupt_is_a_request_as_well():
+  before = signal.getsignal(signal.SIGINT)
+  with Preemption().listening() as preemption:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+      if preemption.requested:
+        break
+      time.sleep(0.01)
+  assert preemption.requested and preemption.reason == "Ctrl-C"
+  assert signal.getsignal(signal.SIGINT) == before
