@@ -74,4 +74,7 @@ def clean(options: Options) -> list[str]:
 
 if __name__ == "__main__":
   define_flags()
-  cli.run(lambda: clean(cli.options(Options)))
+  cli.run(
+    lambda: clean(cli.options(Options)),
+    interrupted="the same command resumes the work",
+  )

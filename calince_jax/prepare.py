@@ -98,7 +98,8 @@ def prepare(options: Options) -> DatasetInfo:
       options.out holds something else.
   """
   check_place("--out", options.out)
-  check_place("--manifest", options.manifest)
+  if options.manifest is not None:
+    check_place("--manifest", options.manifest)
   return build(
     choose_source(
       options.source or options.manifest or "",

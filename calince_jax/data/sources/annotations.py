@@ -19,8 +19,8 @@ from calince_jax.data.sources.digest import digest_of
 from calince_jax.data.sources.find import Finder
 from calince_jax.data.sources.item import Clip
 from calince_jax.data.sources.manifest import clips_of_rows
-from calince_jax.data.sources.manifest_rows import check_plain_file
 from calince_jax.errors import UserError
+from calince_jax.files import check_plain_file
 
 Row = dict[str, Any]
 Paths = Sequence[pathlib.Path]

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from calince_jax.data.sources.manifest_rows import file_sha256
+from calince_jax.files import file_sha256
 
 
 def digest_of(paths: Sequence[str | os.PathLike], settings: object) -> str:

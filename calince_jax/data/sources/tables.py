@@ -9,11 +9,9 @@ from calince_jax.data.sources.digest import digest_of
 from calince_jax.data.sources.find import Finder
 from calince_jax.data.sources.item import Clip
 from calince_jax.data.sources.manifest import COLUMNS, clips_of_rows
-from calince_jax.data.sources.manifest_rows import (
-  check_plain_file,
-  read_rows,
-)
+from calince_jax.data.sources.manifest_rows import read_rows
 from calince_jax.errors import UserError
+from calince_jax.files import check_plain_file
 
 
 @dataclasses.dataclass(frozen=True)

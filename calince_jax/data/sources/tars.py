@@ -18,9 +18,9 @@ from calince_jax.data.problems import Problem
 from calince_jax.data.sources.find import VIDEO_SUFFIXES
 from calince_jax.data.sources.item import Clip, Media
 from calince_jax.data.sources.manifest import clips_of_rows
-from calince_jax.data.sources.manifest_rows import check_plain_file
 from calince_jax.data.sources.sidecar import TEXT_SUFFIXES, rows_of
 from calince_jax.errors import UserError
+from calince_jax.files import check_plain_file
 
 LARGEST_TEXT = 2**20  # bytes of a member
 
