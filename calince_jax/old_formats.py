@@ -1,7 +1,7 @@
 """What older versions wrote, brought to today's form when it is read.
 
 Format 1 lacked some keys; format 2 had the keys of RENAMED under other names
-and one flat section for both towers. Runs and exports share the numbers.
+and one flat section for both towers; format 3 did not centre embeddings. Runs and exports share the numbers.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,9 @@ RENAMED = (
   ("similarities", "products", "matmul_dtype"),
   ("similarities", "keep", "max_saved_bytes"),
 )
-# Since format 3: keys that older formats lack, with what they did.
+# Since format 4, and since format 3: keys that older formats lack, with what
+# they did.
+ADDED_IN_4 = {"model": {"centre": False}}
 ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
 TOWERS = {
@@ -62,6 +64,8 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
         config[section] = _renamed(config[section], old, new)
     if isinstance(config.get("model"), Mapping):
       config["model"] = _with_towers(config["model"])
+  if version < 4:
+    config = _with_added(config, ADDED_IN_4)
   return config
 
 
@@ -75,6 +79,8 @@ def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:
       document["calibration"] = _renamed(
         document["calibration"], "score", "scorer"
       )
+  if version < 4:
+    document = _with_added(document, ADDED_IN_4)
   return document
 
 

@@ -10,6 +10,7 @@ def format_2(config):
   """A configuration as format 2 wrote it."""
   del config["sharding"]["slices"], config["objective"]["trust"]
   config["micro_batches"] = config.pop("grad_cache_chunks")
+  del config["model"]["centre"]
   objective, similarities = config["objective"], config["similarities"]
   objective["score"] = objective.pop("scorer")
   objective["mask_repeats"] = objective.pop("mask_duplicates")
@@ -42,6 +43,7 @@ def test_older_configurations_are_those_of_today(tiny_dataset):
   # What both did.
   today["objective"]["trust"] = "schedule"
   today["model"]["video"]["pixels"] = "scaled"
+  today["model"]["centre"] = False
   for version, older in ((1, format_1), (2, format_2)):
     old = older(tiny_config(tiny_dataset).to_dict())
     read = old_formats.upgrade_config(version, old)

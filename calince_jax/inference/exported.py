@@ -30,7 +30,7 @@ from calince_jax.losses import calibration, density_ratio
 from calince_jax.models.cali_nce import ModelConfig, init_params
 from calince_jax.runtime.sharding import path_name
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 READ_VERSIONS = (2, 3)
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

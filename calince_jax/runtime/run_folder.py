@@ -15,7 +15,7 @@ from etils import epath
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
 
-FORMAT_VERSION = 3  # of checkpoints and config.json
+FORMAT_VERSION = 4  # of checkpoints and config.json
 
 
 def begin(
