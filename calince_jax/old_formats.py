@@ -1,8 +1,8 @@
 """What older versions wrote, brought to today's form when it is read.
 
 Format 1 lacked some keys; format 2 had the keys of RENAMED under other names
-and one flat section for both towers; format 3 had one way to resize pictures.
-Runs and exports share the numbers.
+and one flat section for both towers; format 3 had one way to resize pictures,
+and did not centre embeddings. Runs and exports share the numbers.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,9 @@ ADDED_IN_3 = {"objective": {"trust": "schedule"}, "sharding": {"slices": 0}}
 ADDED_IN_4 = {
   "alarms": {"no_learning_steps": 0},
   "data": {"mismatch_kind": "uniform"},
+  "model": {"centre": False},
 }
+EXPORT_IN_4 = {"model": {"centre": False}}
 SAMPLING_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
 FLIPS = {False: "never", True: "always"}
 # Since format 3 each tower has a section: old key -> (tower, new key), ...
@@ -88,8 +90,10 @@ def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:
       document["calibration"] = _renamed(
         document["calibration"], "score", "scorer"
       )
-  if version < 4 and isinstance(document.get("preprocessing"), Mapping):
-    document["preprocessing"] = _with_sampling(document["preprocessing"])
+  if version < 4:
+    document = _with_added(document, EXPORT_IN_4)
+    if isinstance(document.get("preprocessing"), Mapping):
+      document["preprocessing"] = _with_sampling(document["preprocessing"])
   return document
 
 

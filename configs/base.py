@@ -93,6 +93,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.text.size = "S"  # mu, nano, Ti, S, B, L, H, g
   config.model.text.pooling = "map"  # or mean
   config.model.embedding_dim = 256
+  # Embeddings about their mean: the batch's in training, its running mean
+  # after. False: they may all become one point, and learning not start.
+  config.model.centre = True
   config.model.dropout = 0.0
   config.model.dtype = "bfloat16"  # of products; parameters, losses: float32
   config.model.scan = True  # one compiled block a stack

@@ -9,6 +9,7 @@ from calince_jax import old_formats
 def format_3(config):
   """A configuration as format 3 wrote it."""
   del config["data"]["resize"], config["data"]["colour_jitter"]
+  del config["model"]["centre"]
   del config["data"]["mismatch_kind"], config["alarms"]["no_learning_steps"]
   config["data"]["flip"] = config["data"]["flip"] != "never"
   return config
@@ -53,6 +54,7 @@ def test_older_configurations_are_those_of_today(tiny_dataset):
   today["objective"]["trust"] = "schedule"
   today["alarms"]["no_learning_steps"] = 0
   today["model"]["video"]["pixels"] = "scaled"
+  today["model"]["centre"] = False
   changes = {"data.flip": "always"}
   for version, older in ((1, format_1), (2, format_2), (3, format_3)):
     old = older(tiny_config(tiny_dataset, changes=changes).to_dict())

@@ -26,8 +26,13 @@ import jax.numpy as jnp
 RANGE = (-6.0, 18.0)
 BINS = 128
 # The noise rate is estimated only where at least this share of the negatives
-# lies below x: further out it would be a quotient of two small counts.
-SMALLEST_TAIL = 0.2
+# lies below x. Further out it would be a quotient of two small counts, and too
+# low, since mismatched pairs that were trained on score a little above the
+# negatives.
+SMALLEST_TAIL = 0.4
+# The upper end of the interval allows for that much of it, in standard
+# deviations of the negatives.
+LEARNED = 0.2
 # An untrained scorer cannot tell the two distributions apart. The estimate
 # then is near 1, and every pair's confidence would be 0.
 LARGEST_NOISE_RATE = 0.9
@@ -73,32 +78,36 @@ def estimate_noise_rate(histograms: dict[str, jax.Array]) -> jax.Array:
 
   0.9, the cap, while the histograms are empty or alike.
   """
-  F_given = jnp.cumsum(_density(histograms["given"]))
-  F_negative = jnp.cumsum(_density(histograms["negative"]))
-  ratio = F_given / jnp.maximum(F_negative, 1e-6)
-  ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
-  return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
+  return _smallest_ratio(*_distributions(histograms))
 
 
 def noise_rate_interval(
   histograms: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-  """The sampling interval of `estimate_noise_rate`, two float32 [].
+  """What the noise rate may be, the lower and the upper end, two float32 [].
 
-    inf_x (F_given(x) -+ e) / F_negative(x),      e of `sampling_error`
+    t (inf_x (F_given(x) - e) / F_negative(x) - (1 - s) / 2),
+    inf_x (F_given(x) + e) / F_negative(x - d),
 
-  [0, 0.9] while the histograms are empty or alike.
+  with e of `sampling_error`, s of `separation` and t of `earned_weights`.
+
+  Each end allows for more than the sampling error. The lower one: matched pairs
+  may score as low as negatives. Nothing but an assumption bounds their share
+  (that no caption is wrong is always consistent with the scores): here, half of
+  the matched pairs that are not separated. The upper one: mismatched pairs may
+  score higher than negatives, by d = LEARNED standard deviations, because the
+  model was trained on them. [0, 0.9] while the histograms are empty.
   """
-  F_given = jnp.cumsum(_density(histograms["given"]))
-  F_negative = jnp.cumsum(_density(histograms["negative"]))
+  F_given, F_negative = _distributions(histograms)
   e = sampling_error(histograms)
-
-  def bound(shift):
-    ratio = (F_given + shift) / jnp.maximum(F_negative, 1e-6)
-    ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
-    return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
-
-  return bound(-e), bound(e)
+  s = separation(histograms)
+  low = _smallest_ratio(F_given - e, F_negative) - (1.0 - s) / 2.0
+  low = jnp.maximum(_trust(s) * low, 0.0)
+  mean = (bin_centres() * _density(histograms["negative"])).sum()
+  square = (bin_centres() ** 2 * _density(histograms["negative"])).sum()
+  d = LEARNED * jnp.sqrt(jnp.maximum(square - mean**2, 0.0))
+  learned = jnp.interp(bin_centres() - d, bin_centres(), F_negative)
+  return low, _smallest_ratio(F_given + e, learned)
 
 
 def sampling_error(histograms: dict[str, jax.Array]) -> jax.Array:
@@ -121,8 +130,7 @@ def separation(histograms: dict[str, jax.Array]) -> jax.Array:
   F_negative - F_given = (1 - eta) (F_negative - F_matched), so 1 means that all
   matched pairs score above all negatives, and 0 that nothing is known.
   """
-  F_given = jnp.cumsum(_density(histograms["given"]))
-  F_negative = jnp.cumsum(_density(histograms["negative"]))
+  F_given, F_negative = _distributions(histograms)
   difference = (F_negative - F_given).max() - 2.0 * sampling_error(histograms)
   eta = estimate_noise_rate(histograms)
   return jnp.clip(difference / (1.0 - eta), 0.0, 1.0)
@@ -139,13 +147,13 @@ def earned_weights(
 
     w = 1 - t + t P(matched | x)^p,    P = 1 - eta r(x)
     t = min(1, s / FULL_TRUST),        s the separation
-    eta = eta_low + s (eta_estimate - eta_low)
+    eta = s eta_estimate + (1 - s) inf_x (F_given(x) - e) / F_negative(x)
     p = the largest power, up to `largest_power`, with which the effective
         sample share of the given pairs, (sum w)^2 / (n sum w^2), is at least
         KEPT_SHARE (1 - eta)
 
-  So the cautious end of the noise rate counts while matched pairs and negatives
-  overlap, and where nothing can be told apart every weight is exactly 1:
+  So a cautious noise rate counts while matched pairs and negatives overlap, and
+  where nothing can be told apart every weight is exactly 1:
   co-training.
 
   Args:
@@ -160,7 +168,9 @@ def earned_weights(
   """
   low, high = noise_rate_interval(histograms)
   s = separation(histograms)
-  eta = low + s * (estimate_noise_rate(histograms) - low)
+  F_given, F_negative = _distributions(histograms)
+  cautious = _smallest_ratio(F_given - sampling_error(histograms), F_negative)
+  eta = s * estimate_noise_rate(histograms) + (1.0 - s) * cautious
   eta = eta if noise_rate is None else jnp.float32(noise_rate)
   posterior = jnp.clip(1.0 - eta * ratio(histograms), 0.0, 1.0)  # [BINS]
   density = _density(histograms["given"])
@@ -169,7 +179,7 @@ def earned_weights(
   mean, square = w @ density, (w**2) @ density
   share = mean**2 / jnp.maximum(square, 1e-12)
   p = jnp.where(share >= KEPT_SHARE * (1.0 - eta), powers, 0.0).max()
-  t = jnp.minimum(1.0, s / FULL_TRUST)
+  t = _trust(s)
   P = jnp.interp(jax.lax.stop_gradient(x), bin_centres(), posterior)
   return 1.0 - t + t * P**p, {
     "trust": t,
@@ -177,6 +187,10 @@ def earned_weights(
     "noise_rate_low": low,
     "noise_rate_high": high,
   }
+
+
+def _trust(separation):
+  return jnp.minimum(1.0, separation / FULL_TRUST)
 
 
 def ratio(histograms: dict[str, jax.Array]) -> jax.Array:
@@ -225,6 +239,20 @@ def bin_centres() -> jax.Array:
   """The alignment scores at the centres of the bins, float32 [BINS]."""
   low, high = RANGE
   return low + (high - low) / BINS * (jnp.arange(BINS) + 0.5)
+
+
+def _distributions(histograms):
+  """F_given and F_negative at the upper edges of the bins, float32 [BINS]."""
+  return tuple(
+    jnp.cumsum(_density(histograms[name])) for name in ("given", "negative")
+  )
+
+
+def _smallest_ratio(F_given, F_negative):
+  """inf F_given / F_negative beyond SMALLEST_TAIL, in [0, 0.9]."""
+  ratio = F_given / jnp.maximum(F_negative, 1e-6)
+  ratio = jnp.where(F_negative >= SMALLEST_TAIL, ratio, 1.0)
+  return jnp.clip(ratio.min(), 0.0, LARGEST_NOISE_RATE)
 
 
 def _density(counts):

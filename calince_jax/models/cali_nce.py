@@ -59,6 +59,7 @@ class ModelConfig:
   video: Annotated[Any, ByName(VIDEO_TOWERS)]
   text: Annotated[Any, ByName(TEXT_TOWERS)]
   embedding_dim: Annotated[int, Range("[2, 65536]")]
+  centre: bool
   dropout: Annotated[float, Range("[0, 1)")]
   dtype: Annotated[str, OneOf(("float32", "bfloat16"))]
   scan: bool
@@ -93,6 +94,13 @@ def _unit(x):
   return x * jax.lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
 
 
+def _embedding(projected, centre):
+  """[B, D] about `centre` [D], L2-normalised."""
+  if centre is not None:
+    projected = projected - jax.lax.stop_gradient(centre)
+  return spread(_unit(projected))
+
+
 class CaliNCE(nn.Module):
   """See the picture at the top of this file."""
 
@@ -111,6 +119,10 @@ class CaliNCE(nn.Module):
     self.text_encoder = c.text.build(c.vocab_size, c.text_length, shared)
     self.video_projection = transformer.dense(c.embedding_dim, use_bias=False)
     self.text_projection = transformer.dense(c.embedding_dim, use_bias=False)
+    if c.centre:  # running means, which training/step.py updates
+      zeros = nn.initializers.zeros
+      self.video_centre = self.param("video_centre", zeros, (c.embedding_dim,))
+      self.text_centre = self.param("text_centre", zeros, (c.embedding_dim,))
     self.log_logit_scale = self.param(
       "log_logit_scale",
       lambda key: jnp.log(jnp.asarray(c.logit_scale, jnp.float32)),
@@ -143,11 +155,15 @@ class CaliNCE(nn.Module):
   ) -> dict[str, jax.Array]:
     """uint8 [B, T, H, W, 3] -> `embedding` [B, D], `feature`, `tokens`.
 
-    All float32; the embedding is L2-normalised.
+    All float32; the embedding is L2-normalised. `projected` [B, D] is the
+    embedding before it is centred and normalised.
     """
     feature, tokens = self.video_encoder(video, deterministic=deterministic)
+    projected = spread(self.video_projection(feature))
+    centre = self.video_centre if self.config.centre else None
     return {
-      "embedding": spread(_unit(self.video_projection(feature))),
+      "embedding": _embedding(projected, centre),
+      "projected": projected,
       "feature": feature,
       "tokens": tokens,
     }
@@ -155,13 +171,16 @@ class CaliNCE(nn.Module):
   def encode_text(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
   ) -> dict[str, jax.Array]:
-    """int32, bool [B, L] -> `embedding` [B, D], `feature`, `tokens`, `mask`."""
+    """int32, bool [B, L] -> as `encode_video`, and `mask`."""
     feature, tokens = self.text_encoder(ids, mask, deterministic=deterministic)
     return self._encoded_text(feature, tokens, mask)
 
   def _encoded_text(self, feature, tokens, mask):
+    projected = spread(self.text_projection(feature))
+    centre = self.text_centre if self.config.centre else None
     return {
-      "embedding": spread(_unit(self.text_projection(feature))),
+      "embedding": _embedding(projected, centre),
+      "projected": projected,
       "feature": feature,
       "tokens": tokens,
       "mask": mask,
@@ -277,9 +296,23 @@ class CaliNCE(nn.Module):
 
   def _related(self, encoded):
     """Without what `relate` does not look at; tokens are large."""
+    names = ["projected"]
     if self.config.head == "fusion":
-      return encoded
-    return {"embedding": encoded["embedding"]}
+      names += [name for name in ("tokens", "mask") if name in encoded]
+    return {name: encoded[name] for name in names}
+
+  def _about_their_mean(self, encoded):
+    """With the `embedding` of a whole batch, and the mean of `projected`.
+
+    About the batch's own mean, embeddings cannot be one point, which they
+    otherwise become where most of every clip and caption is alike.
+    """
+    projected = encoded["projected"]
+    if not self.config.centre:
+      return encoded | {"embedding": _embedding(projected, None)}, None
+    mean = projected.mean(axis=0)
+    embedding = spread(_unit(projected - mean))
+    return encoded | {"embedding": embedding}, jax.lax.stop_gradient(mean)
 
   def relate(
     self,
@@ -293,7 +326,7 @@ class CaliNCE(nn.Module):
     """How the pairs of a whole batch stand to each other.
 
     Args:
-      video: of `encode`, [B, ...] each.
+      video: of `encode`, [B, ...] each, of the whole batch.
       text: of `encode`.
       pair_index: int32 [B].
       num_negatives: see above.
@@ -304,13 +337,19 @@ class CaliNCE(nn.Module):
       model has one; `cosine` [B, 1 + K] of each given pair and of K negatives
       of its video; and, where asked for, of the same pairs the logits of the
       head that learns from pair i, `correspondence` [B, 1 + K], and of the head
-      that does not, `held_out` [B, 1 + K]. Needs the stream `negatives`.
+      that does not, `held_out` [B, 1 + K]. Where `centre` is set also
+      `video_centre` and `text_centre` [D], the batch's means. Needs the stream
+      `negatives`.
     """
+    video, video_centre = self._about_their_mean(video)
+    text, text_centre = self._about_their_mean(text)
     outputs = {
       "video": video["embedding"],
       "text": text["embedding"],
       "logit_scale": self.logit_scale(),
     }
+    if self.config.centre:
+      outputs |= {"video_centre": video_centre, "text_centre": text_centre}
     if self.config.logit_bias is not None:
       outputs["logit_bias"] = self.learned_logit_bias
     return outputs | self._with_negatives(

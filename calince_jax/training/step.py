@@ -17,6 +17,9 @@ from calince_jax.models.cali_nce import CaliNCE, init_params
 from calince_jax.runtime import sharding
 from calince_jax.training.grad_cache import encode_in_chunks
 
+# The running means of embeddings cover about the last ten batches.
+CENTRE_DECAY = 0.9
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -134,9 +137,12 @@ def make_train_step(
       rngs={"negatives": keys["negatives"]},
       method="relate",
     )
-    return co_training_loss(
+    loss, aux = co_training_loss(
       objective, related | encoded, batch, state.calibration, state.step
     )
+    names = ("video_centre", "text_centre")
+    aux["centres"] = {name: related[name] for name in names if name in related}
+    return loss, aux
 
   def train_step(state: TrainState, batch: dict[str, jax.Array]):
     key = jax.random.wrap_key_data(state.random_key)
@@ -150,6 +156,11 @@ def make_train_step(
     n = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + n) / (10 + n))
     params = optax.apply_updates(state.params, updates)
+    params |= optax.incremental_update(
+      aux["centres"],
+      {name: state.params[name] for name in aux["centres"]},
+      1.0 - jnp.minimum(CENTRE_DECAY, n / (n + 1.0)),
+    )
     updated = {
       "params": params,
       "opt_state": opt_state,

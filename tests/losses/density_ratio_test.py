@@ -134,10 +134,10 @@ def test_no_gradient_flows():
 # ------------------------------------------------------------ earned weights
 
 
-def observed(rng, eta, shift, n=2560):
+def observed(rng, eta, shift, n=2560, learned=0.0):
   """Histograms of n given pairs, a share eta like the negatives; and x."""
   mismatched = np.arange(n) < eta * n
-  x = rng.normal(size=n) + np.where(mismatched, 0.0, shift)
+  x = rng.normal(size=n) + np.where(mismatched, learned, shift)
   histograms = density_ratio.update_histograms(
     density_ratio.init_histograms(),
     jnp.float32(x),
@@ -215,12 +215,30 @@ def test_a_known_noise_rate_is_used(rng):
   assert known[mismatched].mean() < 0.1
 
 
-def test_the_interval_covers_the_noise_rate():
+@pytest.mark.parametrize("learned", [0.0, 0.2])
+@pytest.mark.parametrize("shift", [1.5, 2.5, 4.0])
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.4, 0.6])
+def test_the_interval_covers_the_noise_rate(eta, shift, learned):
+  """Also where pairs overlap, and where mismatched ones were learned a bit."""
   covered = []
-  for seed in range(40):
-    eta = 0.2 + 0.1 * (seed % 4)
-    histograms, x, _ = observed(np.random.default_rng(seed), eta, 4.0, 1280)
-    _, metrics = earned(histograms, x)
-    low, high = metrics["noise_rate_low"], metrics["noise_rate_high"]
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    histograms, _, _ = observed(rng, eta, shift, 2560, learned)
+    low, high = density_ratio.noise_rate_interval(histograms)
     covered.append(low <= eta <= high)
   assert np.mean(covered) >= 0.9
+
+
+def test_the_interval_says_when_nothing_is_known(rng):
+  histograms, _, _ = observed(rng, 0.4, 0.0)
+  low, high = density_ratio.noise_rate_interval(histograms)
+  assert low == 0
+  np.testing.assert_allclose(high, density_ratio.LARGEST_NOISE_RATE)
+
+
+def test_the_interval_narrows_where_scores_are_apart(rng):
+  widths = []
+  for shift in (1.0, 2.5, 6.0):
+    low, high = density_ratio.noise_rate_interval(observed(rng, 0.4, shift)[0])
+    widths.append(float(high - low))
+  assert widths == sorted(widths, reverse=True) and widths[-1] < 0.2

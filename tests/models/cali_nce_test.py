@@ -64,6 +64,31 @@ def test_outputs(batch):
   assert {x.dtype.name for x in jax.tree.leaves(params)} == {"float32"}
 
 
+def test_the_embeddings_of_a_batch_are_about_its_mean(batch):
+  """However alike the clips and captions are: they cannot be one point."""
+  nearly_one_clip = batch["video"].at[:].set(batch["video"][0])
+  nearly_one_clip = nearly_one_clip.at[:, 0, :8, :8].set(
+    batch["video"][:, 0, :8, :8]
+  )
+  params, out = run(TINY_MODEL, batch | {"video": nearly_one_clip})
+  model = TINY_MODEL.build()
+  encoded = model.apply(params, nearly_one_clip, method="encode_video")
+  projected = np.asarray(encoded["projected"])
+  about_mean = projected - projected.mean(axis=0)
+  np.testing.assert_allclose(out["video_centre"], projected.mean(0), rtol=1e-4)
+  np.testing.assert_allclose(
+    out["video"],
+    about_mean / np.linalg.norm(about_mean, axis=1, keepdims=True),
+    atol=1e-3,
+  )
+  # Without it all cosines are nearly 1.
+  plain = dataclasses.replace(TINY_MODEL, centre=False)
+  _, away = run(plain, batch | {"video": nearly_one_clip})
+  others = ~np.eye(5, dtype=bool)
+  assert (away["video"] @ away["video"].T)[others].mean() > 0.9
+  assert (out["video"] @ out["video"].T)[others].mean() < 0
+
+
 @pytest.mark.parametrize("task", ["caption", "latent"])
 def test_predictive_tasks(batch, task):
   _, out = run(dataclasses.replace(TINY_MODEL, predictive_task=task), batch)

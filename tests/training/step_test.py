@@ -151,6 +151,25 @@ def test_the_average_follows_the_parameters(rng, start, plain_step):
   )
 
 
+def test_the_centres_follow_the_batches(rng, start, plain_step):
+  model = TINY_MODEL.build()
+
+  def mean(state, batch):
+    encoded = model.apply(
+      {"params": state.params}, batch["video"], method="encode_video"
+    )
+    return np.asarray(encoded["projected"].mean(axis=0))
+
+  first, second = batch_of(rng), batch_of(rng)
+  state, _ = plain_step(start, first)
+  centre, expected = state.params["video_centre"], mean(start, first)
+  np.testing.assert_allclose(centre, expected, rtol=1e-3, atol=1e-5)
+  expected = (expected + mean(state, second)) / 2
+  state, _ = plain_step(state, second)
+  centre = state.params["video_centre"]
+  np.testing.assert_allclose(centre, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_randomness_depends_on_the_step(rng, start, plain_step):
   batch, step = batch_of(rng), plain_step
   _, first = step(start, batch)
