@@ -69,6 +69,18 @@ def gathered(weight: jax.Array, split: int | None = None) -> jax.Array:
   return _gather(weight, P(*whole), P(*parts))
 
 
+def looked_up(table: jax.Array) -> jax.Array:
+  """A table whole on every device, as rows of it are about to be taken.
+
+  Its gradient is summed whole, before each device keeps its part: otherwise
+  every device would gather the ids and gradients of the global batch, and add
+  those that fall into its part.
+  """
+  if not batch_axes():
+    return table
+  return jax.lax.with_sharding_constraint(table, P())
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight, whole, parts):
   """`weight` laid out as `whole`, its gradient as `parts`."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from calince_jax import fields
 from calince_jax.fields import OneOf
 from calince_jax.models import transformer
-from calince_jax.models.activation_sharding import gathered, spread
+from calince_jax.models.activation_sharding import gathered, looked_up, spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TextTransformer(nn.Module):
 
     Rows and their gradients are float32: many tokens add to one row.
     """
-    rows = jnp.take(gathered(self.embedding.embedding), spread(ids), axis=0)
+    rows = jnp.take(looked_up(self.embedding.embedding), spread(ids), axis=0)
     return spread(rows + self.position)
 
   def tokens(
