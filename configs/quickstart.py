@@ -14,19 +14,22 @@ import ml_collections
 def get_config(method: str = "cali_nce") -> ml_collections.ConfigDict:
   """A small model on the synthetic corpus; `method` names another config."""
   config = importlib.import_module(f"configs.{method}").get_config()
-  config.batch_size = 64
-  config.total_steps = 800
+  config.batch_size = 128
+  config.total_steps = 400
   config.log_every = 20
   config.checkpoint_every = 200
-  config.data.image_size = 64
-  config.data.text_length = 40
-  config.data.min_crop_area = 0.8
-  config.model.video.size = "nano"
-  config.model.text.size = "nano"
-  config.model.video.temporal_depth = 2
-  config.model.scan = False  # two blocks: faster unrolled on a CPU
+  config.data.cache = True
+  config.data.image_size = 32
+  config.data.text_length = 32
+  config.data.min_crop_area = 1.0
+  config.model.video.size = "mu"
+  config.model.text.size = "mu"
+  config.model.video.temporal_depth = 1
+  config.model.video.tubelet = (2, 8)
+  config.model.scan = False  # one block: faster unrolled on a CPU
   config.model.embedding_dim = 128
   config.model.dtype = "float32"
   config.model.predictive_depth = 1
-  config.optimizer.ema_decay = 0.99
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.ema_decay = 0.98
   return config

@@ -31,9 +31,11 @@ unless() {
 }
 
 run "$PY" -m calince_jax.data.synthetic --out="$out/corpus" \
-  --num_clips=4000 --mismatch=0.3 --max_objects=2
+  --num_clips=4000 --num_val=0 --mismatch=0.3 --style=plain --max_objects=1 \
+  --size=32
 run "$PY" -m calince_jax.prepare \
-  --manifest="$out/corpus/manifest.csv" --out="$out/data"
+  --manifest="$out/corpus/manifest.csv" --out="$out/data" --short_side=32 \
+  --vocab_size=400
 run "$PY" -m calince_jax.train --config=configs/quickstart.py \
   --config.data.datasets="$out/data" --workdir="$out/run"
 unless "$out/run/eval/calibration.json" \
