@@ -1,7 +1,8 @@
 """What older versions wrote, brought to today's form when it is read.
 
 Format 1 lacked some keys; format 2 had the keys of RENAMED under other names
-and one flat section for both towers; format 3 did not centre embeddings. Runs and exports share the numbers.
+and one flat section for both towers; format 3 did not centre embeddings. Runs
+and exports share the numbers.
 """
 
 from collections.abc import Mapping
