@@ -39,7 +39,7 @@ from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.models import transformer
 from calince_jax.models.cali_nce import dummy_batch
-from calince_jax.runtime import sharding, topologies
+from calince_jax.runtime import chips, sharding
 from calince_jax.training import flops, setup
 
 PEER = Path(__file__).with_name("torch_step.py")
@@ -215,14 +215,6 @@ class Peer:
     return self._answer()
 
 
-def chip_of(device_kind: str) -> topologies.Chip | None:
-  """The limits of a device, None where they are not known, as of a CPU."""
-  for name, chip in topologies.CHIPS.items():
-    if name in device_kind.lower():
-      return chip
-  return None
-
-
 def report(
   turns: dict[str, list[dict[str, float]]], batch: int, facts: dict[str, Any]
 ) -> list[str]:
@@ -231,7 +223,7 @@ def report(
   def of(name, key):
     return [turn[key] for turn in turns[name]]
 
-  chip = chip_of(facts["device"])
+  chip = chips.of_device(facts["device"])
   head = ["step", "median ms", "least ms", "least CPU ms", "clips/s"]
   head += ["ours takes of its time"] + ["MFU"] * (chip is not None)
   rows = []
@@ -260,7 +252,7 @@ def report(
     f"{facts['devices']} x {facts['device']}, {facts['cores']} cores,"
     f" {facts['dtype']}, batch {batch},"
     f" {facts['parameters'] / 1e6:.1f} M parameters,"
-    f" {facts['operations'] / 1e9:,.0f} G operations a step,"
+    f" {facts['operations'] / 1e9:,.1f} G operations a step,"
     f" {facts['versions']}; {len(turns['ours'])} steps each, in turns.",
     "",
     table(head, rows),

@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate_every = 1_000
   config.data.num_frames = 16
   config.data.min_crop_area = 0.3
-  config.data.flip = True  # titles seldom name sides
+  config.data.flip = "unsided"  # titles seldom name sides
   config.model.video.size = "B"
   config.model.text.size = "B"
   config.model.embedding_dim = 512

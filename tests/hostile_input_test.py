@@ -172,7 +172,8 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(films, tmp_path, kind):
     path.symlink_to("/dev/zero")
   else:
     path.mkdir()
-  with pytest.raises(UserError, match="clips.csv cannot be read: .* plain"):
+  said = "cannot be read: .* plain" if kind != "folder" else "holds no videos"
+  with pytest.raises(UserError, match=f"clips.csv {said}"):
     prepare(Options(str(path), str(tmp_path / "set"), root=str(films)))
 
 
@@ -351,7 +352,7 @@ def test_killed_at_every_other_step_it_ends_with_the_same_bytes(
   runs = 1
   while killed("set", 3):  # each run gets two steps further
     runs += 1
-    assert runs < 12
+    assert runs < 24
   assert runs > 3
   whole, resumed = (
     {p.name: p.read_bytes() for p in (tmp_path / out).iterdir()}

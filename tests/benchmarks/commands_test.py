@@ -453,3 +453,26 @@ def test_no_command_is_left_out():
       parts = path.relative_to(ROOT / "benchmarks").with_suffix("").parts
       name = ".".join(part for part in parts if part != "__main__")
       assert f'"{name}"' in text, name
+
+
+def test_packaged_features_are_asked_for_in_order(tmp_path):
+  """Their packages carry weights; a recording Python stands in for them."""
+  python = tmp_path / "out" / "venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/said"\n')
+  python.chmod(0o755)
+  manifest = tmp_path / "clips.csv"
+  manifest.write_text("video,text\na.mp4,a\n")
+  script = ROOT / "benchmarks" / "packaged_features" / "run.sh"
+  subprocess.run(
+    ["bash", str(script), str(manifest), str(tmp_path / "out")], check=True
+  )
+  said = (python.parent / "said").read_text().splitlines()
+  names = (
+    *("packaged_features.image", "packaged_features.motion"),
+    "packaged_features.text",
+  )
+  assert said == [
+    f"{name.split('.')[1]}.py {manifest} {tmp_path}/out/{name.split('.')[1]}.npy"
+    for name in names
+  ]

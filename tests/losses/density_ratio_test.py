@@ -147,6 +147,9 @@ def observed(rng, eta, shift, n=2560, learned=0.0):
   return histograms, jnp.float32(x), mismatched
 
 
+noise_rate_interval = jax.jit(density_ratio.noise_rate_interval)
+
+
 def earned(histograms, x, **changes):
   settings = {"noise_rate": None, "largest_power": 5.0} | changes
   return density_ratio.earned_weights(histograms, x, **settings)
@@ -224,14 +227,14 @@ def test_the_interval_covers_the_noise_rate(eta, shift, learned):
   for seed in range(10):
     rng = np.random.default_rng(seed)
     histograms, _, _ = observed(rng, eta, shift, 2560, learned)
-    low, high = density_ratio.noise_rate_interval(histograms)
+    low, high = noise_rate_interval(histograms)
     covered.append(low <= eta <= high)
   assert np.mean(covered) >= 0.9
 
 
 def test_the_interval_says_when_nothing_is_known(rng):
   histograms, _, _ = observed(rng, 0.4, 0.0)
-  low, high = density_ratio.noise_rate_interval(histograms)
+  low, high = noise_rate_interval(histograms)
   assert low == 0
   np.testing.assert_allclose(high, density_ratio.LARGEST_NOISE_RATE)
 
@@ -239,6 +242,6 @@ def test_the_interval_says_when_nothing_is_known(rng):
 def test_the_interval_narrows_where_scores_are_apart(rng):
   widths = []
   for shift in (1.0, 2.5, 6.0):
-    low, high = density_ratio.noise_rate_interval(observed(rng, 0.4, shift)[0])
+    low, high = noise_rate_interval(observed(rng, 0.4, shift)[0])
     widths.append(float(high - low))
   assert widths == sorted(widths, reverse=True) and widths[-1] < 0.2

@@ -72,7 +72,9 @@ def test_the_embeddings_of_a_batch_are_about_its_mean(batch):
   )
   params, out = run(TINY_MODEL, batch | {"video": nearly_one_clip})
   model = TINY_MODEL.build()
-  encoded = model.apply(params, nearly_one_clip, method="encode_video")
+  encoded = model.apply(
+    {"params": params}, nearly_one_clip, method="encode_video"
+  )
   projected = np.asarray(encoded["projected"])
   about_mean = projected - projected.mean(axis=0)
   np.testing.assert_allclose(out["video_centre"], projected.mean(0), rtol=1e-4)

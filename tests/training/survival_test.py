@@ -138,7 +138,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(survivor):
   assert status == 2
   assert "error: no checkpoint can be saved in" in log
   assert "make room" in log and "Traceback" not in log
-  assert kept and f"complete there: {', '.join(map(str, kept))}" in log
+  assert kept and f"whole there: {', '.join(map(str, kept))}" in log
   assert restored == max(kept)
 
 

@@ -123,7 +123,8 @@ def clips_of_rows(
   for line, row in listed:
     try:
       row = _check_row(row) | {"line": line}
-      name = os.path.normpath(row["video"])  # ./a.mp4 is a.mp4
+      # ./a.mp4 is a.mp4; what .. leads to, a link may decide.
+      name = "/".join(x for x in row["video"].split("/") if x != ".")
       rows = clips.setdefault((name, row["start"], row["end"]), [])
       _check_agreement(row, rows)
       rows.append(row)
