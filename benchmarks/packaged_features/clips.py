@@ -1,6 +1,7 @@
 """Frames of the clips of a manifest, for the feature extractors here."""
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,15 @@ def clip_frames(
       ]
     middles = (np.arange(num_frames) + 0.5) / num_frames * len(pictures)
     yield np.stack([pictures[int(i)] for i in middles])
+
+
+def save(out: Path, features: np.ndarray, keys: list[str]) -> None:
+  """Writes OUT.npy and OUT.keys.jsonl, as calince_jax.clean reads them."""
+  np.save(out, features)
+  with open(out.with_suffix(".keys.jsonl"), "w", encoding="utf-8") as file:
+    file.writelines(json.dumps(key, ensure_ascii=False) + "\n" for key in keys)
+
+
+def clip_ids(manifest: Path) -> list[str]:
+  """The id of each row's clip: the video's name where there is none."""
+  return [row.get("id") or row["video"] for row in rows(manifest)]

