@@ -468,11 +468,10 @@ def test_packaged_features_are_asked_for_in_order(tmp_path):
     ["bash", str(script), str(manifest), str(tmp_path / "out")], check=True
   )
   said = (python.parent / "said").read_text().splitlines()
-  names = (
+  commands = (
     *("packaged_features.image", "packaged_features.motion"),
     "packaged_features.text",
   )
-  assert said == [
-    f"{name.split('.')[1]}.py {manifest} {tmp_path}/out/{name.split('.')[1]}.npy"
-    for name in names
-  ]
+  kinds = [command.split(".")[1] for command in commands]
+  out = tmp_path / "out"
+  assert said == [f"{kind}.py {manifest} {out}/{kind}.npy" for kind in kinds]
