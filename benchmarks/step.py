@@ -252,7 +252,7 @@ def report(
     f"{facts['devices']} x {facts['device']}, {facts['cores']} cores,"
     f" {facts['dtype']}, batch {batch},"
     f" {facts['parameters'] / 1e6:.1f} M parameters,"
-    f" {facts['operations'] / 1e9:,.1f} G operations a step,"
+    f" {facts['operations'] / 1e6:,.0f} M operations a step,"
     f" {facts['versions']}; {len(turns['ours'])} steps each, in turns.",
     "",
     table(head, rows),

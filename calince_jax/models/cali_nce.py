@@ -310,7 +310,10 @@ class CaliNCE(nn.Module):
     projected = encoded["projected"]
     if not self.config.centre:
       return encoded | {"embedding": _embedding(projected, None)}, None
-    mean = projected.mean(axis=0)
+    # A pair that is not finite leaves the others as they are.
+    finite = jnp.isfinite(projected).all(axis=1, keepdims=True)
+    total = jnp.where(finite, projected, 0.0).sum(axis=0)
+    mean = total / jnp.maximum(finite.sum(), 1)
     embedding = spread(_unit(projected - mean))
     return encoded | {"embedding": embedding}, jax.lax.stop_gradient(mean)
 

@@ -240,7 +240,7 @@ def test_the_train_step_is_timed(timed):
   text = path.read_text()
   assert re.search(r"^\| ours \|( [\d.,]+ \|){4} 1\.00 ", text, re.M)
   assert "MFU" not in text, "there is none of a CPU"
-  assert re.search(r"[1-9][\d,.]* G operations a step.* 2 steps", text)
+  assert re.search(r"[1-9][\d,.]* M operations a step.* 2 steps", text)
 
 
 def test_the_towers_of_pytorch_import_it_alone():
