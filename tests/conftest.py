@@ -20,7 +20,7 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # A few steps are run of each program: the compiler need not try hard.
 QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_llvm_disable_expensive_passes=true"
-# MLIR for each fused loop doubles the time of the compiler. Later versions of
+# MLIR for each fused loop takes half as long again. Later versions of
 # jaxlib do not know the option, and ignore it.
 QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
