@@ -31,7 +31,15 @@ def define_flags() -> None:
     flags.DEFINE_float,
   )
   text("manifest", None, "The manifest of the pairs; or")
+  text("source", None, "what else prepare reads: its --source; or")
   text("data", None, "a prepared data set.")
+  text("format", Options.format, "As of prepare.")
+  text("columns", Options.columns, "As of prepare.")
+  flags.DEFINE_bool(
+    "allow_outside_root",
+    Options.allow_outside_root,
+    "Whether videos may lie outside --root.",
+  )
   text("out", None, "The folder that is written.")
   text("root", None, "The folder of the videos; default: the manifest's.")
   text("split", Options.split, "The split that is examined; all: every one.")

@@ -150,7 +150,7 @@ def test_what_is_kept_may_be_chosen_again(result, corpus):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"manifest": None}, "--manifest=FILE or --data=DIR"),
+    ({"manifest": None}, "--manifest=FILE, --source=... or --data=DIR"),
     ({"video_features": None}, "nothing to judge the videos by"),
     ({"keep": 0.5, "keep_precision": 0.9}, "not both"),
     ({"model": "export"}, "prepared clips"),

@@ -1,5 +1,6 @@
 """An exported model: the run's own, complete, and strict about it."""
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -7,6 +8,7 @@ import tarfile
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import calince_jax
 from benchmarks.hostile import damage, settings
 from calince_jax import evaluate, export
+from calince_jax.cleaning import run as cleaning
 from calince_jax.data import tokenizer
 from calince_jax.errors import UserError
 from calince_jax.inference import exported as exported_lib
@@ -536,3 +539,22 @@ def test_an_export_of_the_format_before_loads(tmp_path):
   clips = np.zeros((2, 4, 32, 32, 3), np.uint8)
   assert model.encode_video(clips).shape == (2, model.config.embedding_dim)
   assert model.confidence(clips, ["a red square", "green"]).shape == (2,)
+
+
+def test_clean_encodes_prepared_clips_by_an_export(
+  exported, tiny_dataset, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  options = cleaning.Options(
+    out=str(out), data=str(tiny_dataset), model=str(exported), folds=4, worst=2
+  )
+  cleaning.run(dataclasses.replace(options, keep=0.5))
+  rows = pq.read_table(out / "pairs.parquet").to_pylist()
+  assert len(rows) == 80 and len({row["id"] for row in rows}) == 40
+  # Both captions of a clip are scored by models that saw neither.
+  folds = {(row["id"], row["fold"]) for row in rows}
+  assert len(folds) == 40
+  assert (out / "report.html").read_text().count("data:image/webp") == 2
+  assert "few" in capsys.readouterr().out  # 80 pairs are
+  with pytest.raises(UserError, match="other options"):
+    cleaning.run(dataclasses.replace(options, folds=5))

@@ -13,6 +13,7 @@ no mismatch: it has learned them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -275,12 +276,16 @@ def _padded(array, rows):
   if len(rows) <= size // 8:  # a small data set: a smaller program
     size = -(-size // 8 // jax.device_count()) * jax.device_count()
   padding = [(0, size - len(rows))] + [(0, 0)] * (values.ndim - 1)
+  return jax.device_put(np.pad(values, padding), _over_devices())
+
+
+@functools.cache
+def _over_devices():
+  """Rows over all devices of this process."""
   mesh = jax.make_mesh(
     (jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)
   )
-  return jax.device_put(
-    np.pad(values, padding), NamedSharding(mesh, PartitionSpec("data"))
-  )
+  return NamedSharding(mesh, PartitionSpec("data"))
 
 
 @jax.jit

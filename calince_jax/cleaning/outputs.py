@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from calince_jax.cleaning.examine import Examined
 from calince_jax.cleaning.pairs import Pairs
 from calince_jax.errors import UserError
+from calince_jax.evals.results import no_formula
 from calince_jax.files import atomic_file, write_atomic
 
 UNKNOWN = -1
@@ -75,17 +76,7 @@ def _cell(value):
     return ""
   if isinstance(value, float):
     return f"{value:.6g}"
-  return safe_text(value) if isinstance(value, str) else value
-
-
-def safe_text(text: str) -> str:
-  """Text that neither a terminal nor a spreadsheet obeys.
-
-  Control characters are written as escapes, and what a spreadsheet would take
-  for a formula begins with an apostrophe.
-  """
-  text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-  return "'" + text if text.startswith(("=", "+", "-", "@")) else text
+  return no_formula(value) if isinstance(value, str) else value
 
 
 def kept_rows(

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from calince_jax.cleaning.examine import Examined
@@ -12,6 +11,7 @@ from calince_jax.cleaning.outputs import UNKNOWN, warnings
 from calince_jax.cleaning.pairs import Pairs
 from calince_jax.evals import calibration_metrics
 from calince_jax.evals.report import charts
+from calince_jax.evals.report.page import templates
 
 SHARES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the pairs that are kept
 MOST_ROWS = 12  # of a table
@@ -35,19 +35,12 @@ def render(
     worst: numbers of the pairs that are shown, worst first.
     pictures: of their clips, base64 WebP or "".
   """
-  here = Path(__file__).parent
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader([here, Path(charts.__file__).parent]),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
   confidence = examined.posterior.confidence
   known = pairs.matched != UNKNOWN
   rows = calibration_metrics.reliability(
     confidence[known], pairs.matched[known] == 1
   )
+  environment = templates(Path(__file__).parent)
   return environment.get_template("page.html").render(
     title=title,
     facts=facts,

@@ -5,32 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calince_jax.cli import one_line
 from calince_jax.data.records.reader import ClipReader, read_info
-from calince_jax.data.sources.item import UNKNOWN, Media, Source
+from calince_jax.data.sources.item import UNKNOWN, Clip, Media, Source
 from calince_jax.errors import UserError, check_choice
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipFacts:
-  """What is known of a clip besides its captions.
-
-  Attributes:
-    id: unique in the source.
-    video: as the source names it; of a prepared data set, the id.
-    split, label, group: "" where the source says nothing.
-    media, start, end: what to open for a picture; None of a prepared data set.
-    record: its number in the split of a prepared data set, or None.
-  """
-
-  id: str
-  video: str
-  split: str
-  label: str
-  group: str
-  media: Media | None = None
-  start: float | None = None
-  end: float | None = None
-  record: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +16,14 @@ class Pairs:
   """P pairs of N clips, in the source's order.
 
   Attributes:
-    clips: N of them.
+    clips: N of them; of a prepared data set, without captions, and media is
+      its folder.
     clip: int64 [P], the number of each pair's clip.
     texts: P captions.
     matched: int8 [P]: 1, 0, or -1 where the truth is not known.
   """
 
-  clips: Sequence[ClipFacts]
+  clips: Sequence[Clip]
   clip: np.ndarray
   texts: Sequence[str]
   matched: np.ndarray
@@ -76,25 +55,19 @@ def of_source(source: Source, split: str) -> Pairs:
   if not kept:
     why = f"; {problems[0].why}" if problems else ""
     raise UserError(f"there is no usable clip{why}")
+  if problems:
+    print(
+      f"{len(problems):,} rows or clips cannot be used and are left out; the"
+      f" first: {problems[0].what}: {one_line(problems[0].why)}",
+      flush=True,
+    )
   numbered = sorted(
     (caption.pair_index, i, caption)
     for i, clip in enumerate(kept)
     for caption in clip.captions
   )
   return Pairs(
-    clips=[
-      ClipFacts(
-        id=clip.id,
-        video=clip.video,
-        split=clip.split,
-        label=clip.label,
-        group=clip.group,
-        media=clip.media,
-        start=clip.start,
-        end=clip.end,
-      )
-      for clip in kept
-    ],
+    clips=kept,
     clip=np.array([i for _, i, _ in numbered], np.int64),
     texts=[caption.text for _, _, caption in numbered],
     matched=np.array(
@@ -119,13 +92,17 @@ def of_data_set(directory: str, split: str) -> Pairs:
   for i in range(len(reader)):
     (record,) = reader.read([i])
     clips.append(
-      ClipFacts(
+      Clip(
         id=record["id"],
         video=record["id"],
-        split=split,
+        media=Media(directory),
+        start=None,
+        end=None,
         label=record["label"],
+        split=split,
         group=record["group"],
-        record=i,
+        captions=(),
+        line=i,
       )
     )
     clip += [i] * len(record["texts"])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from calince_jax.cleaning.pairs import ClipFacts
 from calince_jax.data.records.reader import ClipReader
+from calince_jax.data.sources.item import Clip
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.open import ClipError
 from calince_jax.data.video.workers import DecodeWorkers, Request
@@ -23,7 +23,8 @@ ENCODING = Encoding(
 
 
 def animations(
-  clips: Sequence[ClipFacts],
+  clips: Sequence[Clip],
+  shown: Sequence[int],
   reader: ClipReader | None,
   *,
   time_limit: float = 60.0,
@@ -32,19 +33,21 @@ def animations(
   """An animated WebP of each clip, base64; "" of one that cannot be decoded.
 
   Args:
-    clips: of a manifest, which are decoded in child processes; or
-    reader: of the prepared data set that they are records of.
+    clips: of Pairs.
+    shown: numbers of the clips that are wanted, in order.
+    reader: of the prepared data set whose records they are; None: the videos
+      are decoded, in child processes.
     time_limit: seconds for one clip.
     memory_limit_mb: of a decoding process, in MiB.
   """
   if reader is not None:
-    return [
-      animation(reader.read([clip.record])[0]["frames"]) for clip in clips
-    ]
-  requests = [Request(clip.media, clip.start, clip.end) for clip in clips]
+    return [animation(reader.read([i])[0]["frames"]) for i in shown]
+  requests = [
+    Request(clips[i].media, clips[i].start, clips[i].end) for i in shown
+  ]
   with (
     DecodeWorkers(
-      min(WORKERS, max(1, len(clips))),
+      min(WORKERS, max(1, len(shown))),
       ENCODING,
       time_limit=time_limit,
       memory_limit_mb=memory_limit_mb,

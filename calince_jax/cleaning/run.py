@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +20,17 @@ from calince_jax.cleaning import (
 from calince_jax.cleaning import pairs as pairs_lib
 from calince_jax.cleaning.examine import Examined, examine
 from calince_jax.data.records.reader import ClipReader
-from calince_jax.data.sources.manifest import Manifest
+from calince_jax.data.sources.choose import MANIFEST, choose_source
+from calince_jax.data.sources.item import Source
 from calince_jax.errors import UserError
-from calince_jax.files import atomic_file, write_atomic
+from calince_jax.files import (
+  atomic_file,
+  check_place,
+  read_json,
+  write_atomic,
+)
 from calince_jax.inference import encode, exported
+from calince_jax.runtime import folder_lock
 
 WORK = ".clean"
 FOLD_BY = ("group", "clip")
@@ -39,8 +44,12 @@ class Options:
 
   out: str
   manifest: str | None = None
+  source: str | None = None
+  format: str = MANIFEST
+  columns: str = ""
   data: str | None = None
   root: str | None = None
+  allow_outside_root: bool = False
   split: str = "train"
   video_features: str | None = None
   text_features: str | None = None
@@ -84,8 +93,12 @@ def run(options: Options) -> list[str]:
 
 def check(options: Options) -> None:
   """UserError where arguments contradict each other."""
-  if (options.manifest is None) == (options.data is None):
-    raise UserError("give --manifest=FILE or --data=DIR, one of the two")
+  check_place("--out", options.out)
+  given = [options.manifest, options.source, options.data]
+  if sum(one is not None for one in given) != 1:
+    raise UserError(
+      "give --manifest=FILE, --source=... or --data=DIR, one of them"
+    )
   if options.keep is not None and options.keep_precision is not None:
     raise UserError("give --keep or --keep_precision, not both")
   if options.model and not options.data:
@@ -105,8 +118,16 @@ def open_pairs(options: Options) -> pairs_lib.Pairs:
   """The pairs of the manifest or data set."""
   if options.data:
     return pairs_lib.of_data_set(options.data, options.split)
-  return pairs_lib.of_source(
-    Manifest(options.manifest, options.root), options.split
+  return pairs_lib.of_source(_source(options), options.split)
+
+
+def _source(options) -> Source:
+  return choose_source(
+    options.source or options.manifest or "",
+    form=options.format,
+    columns=options.columns,
+    root=options.root,
+    allow_outside_root=options.allow_outside_root,
   )
 
 
@@ -126,14 +147,10 @@ def claimed(out: Path, options: Options) -> Iterator[Path]:
       f"{out} holds something else than a result of clean; choose another --out"
     )
   work.mkdir(parents=True, exist_ok=True)
-  with open(work / "lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"another clean is at work in {out}") from None
+  with folder_lock.held(work, "another clean", folder_lock.end_process):
     wanted = _digest(options)
     path = work / "options.json"
-    if path.exists() and json.loads(path.read_text()) != wanted:
+    if path.exists() and read_json(path) != wanted:
       if list(work.glob("round-*.npz")):
         raise UserError(
           f"{out} was begun with other options or other data; choose another"
@@ -153,12 +170,18 @@ def _digest(options):
     for name, value in dataclasses.asdict(options).items()
     if name not in shown
   }
-  for name in ("manifest", "video_features", "text_features"):
-    for path in filter(None, (wanted[name] or "").split(",")):
-      if Path(path).is_file():
-        stat = Path(path).stat()
-        facts = [path, stat.st_size, stat.st_mtime_ns]
-        wanted[path] = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+  read = _paths(options.video_features) + _paths(options.text_features)
+  if options.data:
+    read.append(f"{options.data}/dataset.json")
+    wanted["pairs"] = options.data
+  else:
+    wanted["pairs"] = _source(options).digest()
+  if options.model:
+    read.append(f"{options.model}/config.json")
+  for path in map(Path, read):
+    # Features may be large: their size and time stand for them.
+    if path.is_file():
+      wanted[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
   return wanted
 
 
@@ -232,10 +255,8 @@ def write(
   outputs.write_manifest(out / "clean.csv", pairs, confidence, kept)
   worst = np.argsort(confidence, kind="stable")[: options.worst]
   reader = ClipReader(options.data, options.split) if options.data else None
-  shown = pictures.animations(
-    [pairs.clips[pairs.clip[i]] for i in worst], reader
-  )
-  title = Path(options.data or options.manifest).name
+  shown = pictures.animations(pairs.clips, pairs.clip[worst], reader)
+  title = Path(options.data or options.source or options.manifest).name
   facts = [
     ("pairs", f"{len(pairs):,}"),
     ("clips", f"{len(pairs.clips):,}"),

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -104,6 +105,12 @@ def held(
       lock.give_back(me)
   finally:
     lock.close()
+
+
+def end_process(message: str) -> None:
+  """For `on_loss` of a command of one process: says why, and ends with 2."""
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  os._exit(2)
 
 
 def _beat(lock, me, done, on_loss, folder):

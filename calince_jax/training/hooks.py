@@ -127,8 +127,9 @@ class NoLearning:
 
   ADVICE = (
     "look at video_collapse and text_collapse in metrics.jsonl (near 1: all"
-    " embeddings are one point); lower config.optimizer.learning_rate, set"
-    " config.model.video.pixels to centred, or give a larger batch"
+    " embeddings are one point); set config.model.centre and"
+    " config.model.video.pixels=centred where they are not, lower"
+    " config.optimizer.learning_rate, or give a larger batch"
   )
 
   def __init__(self, first_alarm: int, batch_size: int, logger: MetricLogger):

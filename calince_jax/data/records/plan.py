@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -187,13 +185,8 @@ def claim(out: pathlib.Path) -> Iterator[None]:
       f"{out} is neither empty nor a prepared data set; choose another --out"
     )
   work.mkdir(parents=True, exist_ok=True)
-  with folder_lock.held(work, "another prepare", _end):
+  with folder_lock.held(work, "another prepare", folder_lock.end_process):
     yield
-
-
-def _end(message):
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  os._exit(2)
 
 
 def begin(

@@ -51,12 +51,12 @@ def read_msrvtt(paths: Paths) -> Iterator[Row]:
     names = {"validate": "val"}
     for sentence in document["sentences"]:
       video = sentence["video_id"]
-      split = splits.get(video, "train")
       if not tables or video in train:
+        split = "train" if tables else splits[video]
         yield {
           "video": video,
           "text": sentence["caption"],
-          "split": "train" if tables else names.get(split, split),
+          "split": names.get(split, split),
         }
 
 
@@ -103,6 +103,7 @@ def read_youcook2(paths: Paths) -> Iterator[Row]:
   names = {"training": "train", "validation": "val", "testing": "test"}
   for path in paths:
     for video, entry in _json(path)["database"].items():
+      # Those of the test set were never published.
       for annotation in entry.get("annotations", []):
         start, end = annotation["segment"]
         yield {
@@ -110,7 +111,7 @@ def read_youcook2(paths: Paths) -> Iterator[Row]:
           "text": annotation["sentence"],
           "start": start,
           "end": end,
-          "label": str(entry.get("recipe_type", "")),
+          "label": str(entry["recipe_type"]),
           "split": names.get(entry["subset"], entry["subset"]),
         }
 

@@ -45,26 +45,24 @@ def render(run: dict) -> str:
   for task in TASKS:
     if run[task] is not None:
       _check(task, run[task])
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters["short"] = tables.short
-  environment.filters["clipped"] = clipped
-  return environment.get_template("report.html").render(
-    run=run,
-    facts=_facts(run),
-    cards=headlines.cards(run),
-    panels=_panels(run),
-    speed=speed.lines(run["metrics"]),
-    tables={task: tables.table(task, run[task]) for task in TASKS if run[task]},
-    calibration=_calibration(run["calibration"]),
-    found=headlines.wrong_captions(run["calibration"]),
-    config=_flat(run["config"]) if run["config"] else [],
-    worst_shown=WORST_SHOWN,
+  return (
+    templates()
+    .get_template("report.html")
+    .render(
+      title=run["name"],
+      run=run,
+      facts=_facts(run),
+      cards=headlines.cards(run),
+      panels=_panels(run),
+      speed=speed.lines(run["metrics"]),
+      tables={
+        task: tables.table(task, run[task]) for task in TASKS if run[task]
+      },
+      calibration=_calibration(run["calibration"]),
+      found=headlines.wrong_captions(run["calibration"]),
+      config=_flat(run["config"]) if run["config"] else [],
+      worst_shown=WORST_SHOWN,
+    )
   )
 
 
@@ -72,6 +70,20 @@ def clipped(text: str) -> str:
   """A caption or id from others, as long as a page can show it."""
   text = str(text)
   return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " ..."
+
+
+def templates(*folders: Path) -> jinja2.Environment:
+  """The templates of this folder and of others; all values are escaped."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters["short"] = tables.short
+  environment.filters["clipped"] = clipped
+  return environment
 
 
 def make_page(run: dict, workdir: Path) -> tuple[str, str]:
