@@ -76,7 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model = ml_collections.ConfigDict()
   # The video tower, chosen by name, with that tower's settings. vit: a
-  # factorised space-time transformer.
+  # factorised space-time transformer; or what a function below returns.
   config.model.video = ml_collections.ConfigDict()
   config.model.video.name = "vit"
   config.model.video.size = "S"  # mu, nano, Ti, S, B, L, H, g
@@ -87,7 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
   # [-1, 1], with which learning may not start where most of every picture is
   # alike.
   config.model.video.pixels = "centred"
-  # The text tower, likewise. transformer: bidirectional.
+  # The text tower, likewise. transformer: bidirectional; or see below.
   config.model.text = ml_collections.ConfigDict()
   config.model.text.name = "transformer"
   config.model.text.size = "S"  # mu, nano, Ti, S, B, L, H, g
@@ -187,3 +187,47 @@ def get_config() -> ml_collections.ConfigDict:
   # the first match counts.
   config.sharding.rules = ((".*", "fsdp"),)
   return config.lock()
+
+
+def frame_vit() -> ml_collections.ConfigDict:
+  """`config.model.video`: an image ViT on each frame; here ViT-B/16."""
+  tower = ml_collections.ConfigDict({"name": "frame_vit"})
+  tower.size = "B"  # mu to g, or WIDTHxDEPTHxHEADSxHIDDEN: 384x12x6x1536
+  tower.patch = 16  # pixels, each way
+  # Blocks along time on the frames' features, which begin without effect; 0:
+  # the mean of the frames.
+  tower.temporal_depth = 0
+  tower.pooling = "cls"  # of a frame's tokens; or mean of the patches, map
+  tower.class_token = True
+  tower.input_norm = False  # a layer norm before the first block (CLIP)
+  tower.layer_scale = False  # a learned factor for each channel (DINOv2)
+  tower.activation = "gelu"  # gelu_tanh (SigLIP), quick_gelu (CLIP)
+  tower.epsilon = 1e-12  # of the layer norms
+  # Taken off each channel and divided by, of pixels in [0, 1].
+  tower.pixel_mean = (0.5, 0.5, 0.5)
+  tower.pixel_std = (0.5, 0.5, 0.5)
+  return tower
+
+
+def bert() -> ml_collections.ConfigDict:
+  """`config.model.text`: BERT's transformer, post-normalised; BERT-base."""
+  tower = ml_collections.ConfigDict({"name": "bert"})
+  tower.size = "B"  # as above
+  tower.pooling = "cls"  # the first token; mean (MiniLM), map
+  tower.activation = "gelu"  # gelu_tanh, quick_gelu
+  tower.epsilon = 1e-12  # of the layer norms
+  return tower
+
+
+def clip_text() -> ml_collections.ConfigDict:
+  """`config.model.text`: CLIP's causal transformer; that of its ViT-B/16."""
+  tower = ml_collections.ConfigDict({"name": "clip_text"})
+  tower.size = "512x12x8x2048"  # as above
+  tower.activation = "quick_gelu"  # gelu, gelu_tanh
+  tower.epsilon = 1e-5  # of the layer norms
+  return tower
+
+
+# By name, for configurations that are given one.
+OTHER_VIDEO_TOWERS = {"frame_vit": frame_vit}
+OTHER_TEXT_TOWERS = {"bert": bert, "clip_text": clip_text}

@@ -15,10 +15,11 @@ from calince_jax.config import Config
 from calince_jax.data.tokenizer import Vocabulary
 from calince_jax.errors import UserError
 from calince_jax.losses.tiled_nce import Tiling
-from calince_jax.models.cali_nce import dummy_batch, init_params
+from calince_jax.models.cali_nce import ModelConfig, dummy_batch, init_params
 from calince_jax.runtime import sharding, topologies
 from calince_jax.training import setup
 from calince_jax.training import step as train_step
+from configs import base
 
 CONFIGS = sorted(
   path
@@ -85,12 +86,13 @@ def test_the_methods_differ_in_the_objective_alone():
 
 def test_every_key_has_a_comment():
   lines = (CONFIGS[0].with_name("base.py")).read_text().splitlines()
+  keys = ("  config.", "  tower.")
   for number, line in enumerate(lines):
-    if line.startswith("  config.") and "ConfigDict()" not in line:
+    if line.startswith(keys) and "ConfigDict()" not in line:
       named = line.split("=")[0]
       above = number - 1
       # One comment may stand for a group of keys that it leads.
-      while lines[above].startswith("  config.") and "#" not in lines[above]:
+      while lines[above].startswith(keys) and "#" not in lines[above]:
         above -= 1
       assert "#" in line or "#" in lines[above], f"{named} has no comment"
 
@@ -109,6 +111,18 @@ def test_a_key_is_declared_in_two_places():
     for field in dataclasses.fields(kind):
       if field.name in fields.annotations(kind):
         assert field.default is dataclasses.MISSING, (kind, field.name)
+
+
+def test_the_settings_of_other_towers_are_declared_in_two_places_too():
+  for section, functions in (
+    ("video", base.OTHER_VIDEO_TOWERS),
+    ("text", base.OTHER_TEXT_TOWERS),
+  ):
+    towers = fields.section(fields.annotations(ModelConfig)[section])
+    for name, function in functions.items():
+      values = function().to_dict()
+      assert values["name"] == name
+      fields.check(towers.kinds[name], values, name)
 
 
 def flatten(values, prefix=""):

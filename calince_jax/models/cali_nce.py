@@ -19,11 +19,20 @@ from calince_jax import fields
 from calince_jax.fields import DERIVED, MAY_CHANGE, ByName, Check, OneOf, Range
 from calince_jax.models import heads, transformer
 from calince_jax.models.activation_sharding import spread
-from calince_jax.models.text import TextTransformerSettings
+from calince_jax.models.frame_vit import FrameViTSettings
+from calince_jax.models.text import (
+  BertSettings,
+  ClipTextSettings,
+  TextTransformerSettings,
+)
 from calince_jax.models.video_vit import VideoViTSettings
 
-VIDEO_TOWERS = {"vit": VideoViTSettings}
-TEXT_TOWERS = {"transformer": TextTransformerSettings}
+VIDEO_TOWERS = {"vit": VideoViTSettings, "frame_vit": FrameViTSettings}
+TEXT_TOWERS = {
+  "transformer": TextTransformerSettings,
+  "bert": BertSettings,
+  "clip_text": ClipTextSettings,
+}
 
 # ln 100: the temperature may not fall below 0.01 (CLIP).
 MAX_LOG_LOGIT_SCALE = 4.6051702

@@ -1,4 +1,8 @@
-"""The text transformer: bidirectional, padding masked."""
+"""The text towers: one transformer with padding masked, in three forms.
+
+`transformer`, this project's own; `bert`, that of BERT (Devlin et al., 2019),
+DistilBERT and MiniLM; `clip_text`, that of CLIP (Radford et al., 2021).
+"""
 
 import dataclasses
 from typing import Annotated, Any
@@ -8,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from calince_jax import fields
-from calince_jax.fields import OneOf
+from calince_jax.fields import Check, OneOf, Range
 from calince_jax.models import transformer
 from calince_jax.models.activation_sharding import gathered, looked_up, spread
 
@@ -42,20 +46,92 @@ class TextTransformerSettings:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Published:
+  """What the settings of both published architectures have."""
+
+  size: Annotated[str, Check(transformer.is_size, transformer.SIZE_WANTED)]
+  activation: Annotated[str, OneOf(tuple(transformer.ACTIVATIONS))]
+  epsilon: Annotated[float, Range("(0, 0.1]")]
+
+  def __post_init__(self):
+    fields.check_instance(self)
+
+  @property
+  def num_heads(self) -> int:
+    """Attention heads, also of the heads that look at this tower's tokens."""
+    return transformer.size(self.size).num_heads
+
+  def form(self, **changes) -> transformer.Form:
+    """Of the blocks."""
+    return transformer.Form(
+      hidden=transformer.size(self.size).hidden,
+      activation=self.activation,
+      epsilon=self.epsilon,
+      **changes,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertSettings(_Published):
+  """`config.model.text` where its name is `bert`."""
+
+  name: Annotated[str, OneOf(("bert",))]
+  pooling: Annotated[str, OneOf(("cls", "mean", "map"))]
+
+  def build(
+    self, vocab_size: int, max_length: int, shared: dict[str, Any]
+  ) -> "TextTransformer":
+    """The module, with the settings that all towers share."""
+    return TextTransformer(
+      size=self.size,
+      vocab_size=vocab_size,
+      max_length=max_length,
+      pooling=self.pooling,
+      form=self.form(post_norm=True),
+      **shared,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipTextSettings(_Published):
+  """`config.model.text` where its name is `clip_text`."""
+
+  name: Annotated[str, OneOf(("clip_text",))]
+
+  def build(
+    self, vocab_size: int, max_length: int, shared: dict[str, Any]
+  ) -> "TextTransformer":
+    """The module, with the settings that all towers share."""
+    return TextTransformer(
+      size=self.size,
+      vocab_size=vocab_size,
+      max_length=max_length,
+      pooling="last",
+      causal=True,
+      form=self.form(),
+      **shared,
+    )
+
+
 class TextTransformer(nn.Module):
   """Token ids to tokens and one feature.
 
   Attributes:
-    size: a name in `transformer.SIZES`.
+    size: of `transformer.size`.
     vocab_size: of the tokenizer.
     max_length: L, the length of the texts.
-    pooling: `map` or `mean`.
+    pooling: of `transformer.Pooling`.
+    form: of the blocks; where they are post-normalised, so are the embeddings.
+    causal: each token sees only itself and those before it.
   """
 
   size: str
   vocab_size: int
   max_length: int
   pooling: str = "map"
+  form: transformer.Form = transformer.Form()
+  causal: bool = False
   dropout: float = 0.0
   dtype: Any = jnp.float32
   scan: bool = True
@@ -77,8 +153,13 @@ class TextTransformer(nn.Module):
       dtype=self.dtype,
       scan=self.scan,
       remat=self.remat,
+      form=self.form,
     )
-    self.pool = transformer.Pooling(self.pooling, size.num_heads, self.dtype)
+    self.pool = transformer.Pooling(
+      self.pooling, size.num_heads, self.dtype, self.form
+    )
+    if self.form.post_norm:
+      self.embedding_norm = transformer.norm(None, self.form)
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """int32 [B, L] -> float32 [B, L, width]: token plus position embeddings.
@@ -86,16 +167,18 @@ class TextTransformer(nn.Module):
     Rows and their gradients are float32: many tokens add to one row.
     """
     rows = jnp.take(looked_up(self.embedding.embedding), spread(ids), axis=0)
-    return spread(rows + self.position)
+    x = spread(rows + self.position)
+    return spread(self.embedding_norm(x)) if self.form.post_norm else x
 
   def tokens(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
   ) -> jax.Array:
     """int32 [B, L], bool [B, L] -> float32 [B, L, width]."""
+    attend = mask[:, None, None, :]
+    if self.causal:
+      attend = attend & nn.make_causal_mask(mask, dtype=bool)
     return self.transformer(
-      self.embed(ids),
-      mask=mask[:, None, None, :],
-      deterministic=deterministic,
+      self.embed(ids), mask=attend, deterministic=deterministic
     )
 
   def vocabulary_logits(self, tokens: jax.Array) -> jax.Array:

@@ -1,12 +1,15 @@
 """The transformer that every tower and head is made of.
 
-Pre-normalised blocks (attention, optional cross-attention, MLP), stacked by
-`nn.scan` or one by one, with rematerialisation by name. Parameters are
-float32; `dtype` is what the products are computed in; softmax and layer norms
-are float32.
+Blocks (attention, optional cross-attention, MLP), stacked by `nn.scan` or one
+by one, with rematerialisation by name. `Form` says how a block is made: as this
+project's own, or as that of a published architecture. Parameters are float32;
+`dtype` is what the products are computed in; softmax and layer norms are
+float32.
 """
 
 import dataclasses
+import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -23,11 +26,12 @@ REMAT = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """The width, depth and number of heads of a tower."""
+  """The width, depth and number of heads of a tower, and of its MLPs' units."""
 
   width: int
   depth: int
   num_heads: int
+  hidden: int | None = None  # None: four widths
 
 
 # Ti, S, B, L, H as in ViT and DeiT, g as in Zhai et al. (2022) but for its MLP,
@@ -44,11 +48,68 @@ SIZES = {
 }
 
 
+# A size that has no name: WIDTHxDEPTHxHEADSxHIDDEN.
+_OWN_SIZE = re.compile(
+  r"([1-9]\d{0,5})x([1-9]\d{0,2})x([1-9]\d{0,3})x([1-9]\d{0,5})"
+)
+SIZE_WANTED = (
+  f"one of {list(SIZES)}, or WIDTHxDEPTHxHEADSxHIDDEN, such as 384x12x6x1536,"
+  " with heads that divide the width"
+)
+
+
+def is_size(name: Any) -> bool:
+  """Whether `size` knows it."""
+  if not isinstance(name, str):
+    return False
+  own = _OWN_SIZE.fullmatch(name)
+  return name in SIZES or (own is not None and int(own[1]) % int(own[3]) == 0)
+
+
 def size(name: str) -> Size:
-  """The Size called `name`; ValueError lists the known ones."""
-  if name not in SIZES:
-    raise ValueError(f"size {name!r} is unknown; choose one of {list(SIZES)}")
-  return SIZES[name]
+  """The Size called `name`, or written as 384x12x6x1536.
+
+  Raises:
+    ValueError: neither; it lists the known ones.
+  """
+  if not is_size(name):
+    raise ValueError(f"size {name!r} is unknown; it must be {SIZE_WANTED}")
+  if name in SIZES:
+    return SIZES[name]
+  return Size(*map(int, _OWN_SIZE.fullmatch(name).groups()))
+
+
+def _quick_gelu(x):
+  """x sigmoid(1.702 x), of the first CLIP (Hendrycks and Gimpel, 2016)."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+  "quick_gelu": _quick_gelu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How blocks are made; as it stands here, this project's own.
+
+  Attributes:
+    hidden: units of the MLP; None: four widths.
+    activation: a name in ACTIVATIONS.
+    epsilon: of the layer norms.
+    post_norm: layer norms after each sum, as in BERT; such a stack has none at
+      its end.
+    layer_scale: a learned factor for each channel of what a block adds
+      (Touvron et al., 2021), as in DINOv2.
+  """
+
+  hidden: int | None = None
+  activation: str = "gelu_tanh"
+  epsilon: float = 1e-6
+  post_norm: bool = False
+  layer_scale: bool = False
 
 
 class MLP(nn.Module):
@@ -56,12 +117,13 @@ class MLP(nn.Module):
 
   hidden: int
   dtype: Any = jnp.float32
+  activation: str = Form.activation
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
     x = dense(self.hidden, split=1, dtype=self.dtype, name="in")(x)
-    x = nn.gelu(spread(x, split=x.ndim - 1))
+    x = ACTIVATIONS[self.activation](spread(x, split=x.ndim - 1))
     return dense(width, split=0, dtype=self.dtype, name="out")(x)
 
 
@@ -107,41 +169,51 @@ def _attend(query, key, value, *, mask=None, dtype=None):
   return spread(jnp.einsum("bhqk,bkhd->bqhd", weights, value), split=2)
 
 
-def _norm(name):
-  return nn.LayerNorm(dtype=jnp.float32, name=name)
+def norm(name: str, form: Form) -> nn.LayerNorm:
+  """A layer norm, float32."""
+  return nn.LayerNorm(epsilon=form.epsilon, dtype=jnp.float32, name=name)
 
 
 class Block(nn.Module):
-  """One pre-normalised block; returns (x, None), as `nn.scan` wants it."""
+  """One block of some `Form`; returns (x, None), as `nn.scan` wants it."""
 
   num_heads: int
-  mlp_ratio: int = 4
+  form: Form = Form()
   dropout: float = 0.0
   dtype: Any = jnp.float32
   cross_attention: bool = False
 
   @nn.compact
   def __call__(self, x, mask, memory, deterministic):
-    def residual(y):
-      return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+    form, width = self.form, x.shape[-1]
 
-    x = spread(x)
-    y = _norm("attention_norm")(x).astype(self.dtype)
-    y = _attention(self.num_heads, self.dtype, "attention")(y, y, mask=mask)
-    x = spread(x + residual(y))
+    def added(x, name, function):
+      """x and what `function` makes of it, normalised before or after."""
+      normalised = norm(f"{name}_norm", form)
+      y = x if form.post_norm else normalised(x)
+      y = function(y.astype(self.dtype))
+      if form.layer_scale:
+        y = y * self.param(f"{name}_scale", nn.initializers.ones, (width,))
+      y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+      x = spread(x + y)
+      return spread(normalised(x)) if form.post_norm else x
+
+    attention = _attention(self.num_heads, self.dtype, "attention")
+    x = added(spread(x), "attention", lambda y: attention(y, y, mask=mask))
     if self.cross_attention:
-      y = _norm("cross_attention_norm")(x).astype(self.dtype)
       cross = _attention(self.num_heads, self.dtype, "cross_attention")
-      x = spread(x + residual(cross(y, memory.astype(self.dtype))))
-    y = _norm("mlp_norm")(x).astype(self.dtype)
-    y = MLP(self.mlp_ratio * x.shape[-1], self.dtype, name="mlp")(y)
-    return spread(x + residual(y)), None
+      memory = memory.astype(self.dtype)
+      x = added(x, "cross_attention", lambda y: cross(y, memory))
+    hidden = form.hidden or 4 * width
+    mlp = MLP(hidden, self.dtype, form.activation, name="mlp")
+    return added(x, "mlp", mlp), None
 
 
 class Transformer(nn.Module):
-  """A stack of blocks and a final layer norm.
+  """A stack of blocks and, where they are pre-normalised, a final layer norm.
 
   Attributes:
+    form: of the blocks.
     scan: one compiled block and stacked parameters [depth, ...]; compiles in
       time that does not grow with the depth.
     remat: one of REMAT.
@@ -154,6 +226,7 @@ class Transformer(nn.Module):
   scan: bool = True
   remat: str = "none"
   cross_attention: bool = False
+  form: Form = Form()
 
   @nn.compact
   def __call__(
@@ -176,6 +249,7 @@ class Transformer(nn.Module):
     block = _rematerialised(self.remat, in_scan=self.scan)
     settings = {
       "num_heads": self.num_heads,
+      "form": self.form,
       "dropout": self.dropout,
       "dtype": self.dtype,
       "cross_attention": self.cross_attention,
@@ -194,7 +268,7 @@ class Transformer(nn.Module):
         x, _ = block(**settings, name=f"block_{i}")(
           x, mask, memory, deterministic
         )
-    return spread(_norm("norm")(x))
+    return x if self.form.post_norm else spread(norm("norm", self.form)(x))
 
 
 def _rematerialised(name, in_scan):
@@ -218,23 +292,35 @@ POOLINGS = ("map", "mean")
 
 
 class Pooling(nn.Module):
-  """[B, L, W] -> [B, W]: attention with a learned query (MAP), or the mean."""
+  """[B, L, W] -> [B, W].
+
+  Attributes:
+    kind: `map`, attention with a learned query (Zhai et al., 2022); `mean`;
+      `cls`, the first token; `last`, the last real one.
+    form: of the MLP and norm of `map`.
+  """
 
   kind: str
   num_heads: int
   dtype: Any = jnp.float32
+  form: Form = Form()
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`mask`: bool [B, L], True where a token is real; None for all."""
     B, L, W = x.shape
-    if self.kind == "mean":
+    if self.kind == "cls":
+      return spread(x[:, 0])
+    if self.kind in ("mean", "last"):
       real = jnp.ones((B, L), bool) if mask is None else mask
+      if self.kind == "last":
+        real &= jnp.arange(L) == real.sum(axis=1, keepdims=True) - 1
       real = real[..., None].astype(x.dtype)
       return (x * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1.0)
     if self.kind != "map":
       raise ValueError(
-        f"pooling {self.kind!r} is unknown; choose one of {list(POOLINGS)}"
+        f"pooling {self.kind!r} is unknown; choose one of"
+        f" {[*POOLINGS, 'cls', 'last']}"
       )
     query = self.param("query", nn.initializers.xavier_uniform(), (1, 1, W))
     query = spread(jnp.tile(query, (B, 1, 1)).astype(self.dtype))  # [B, 1, W]
@@ -242,6 +328,8 @@ class Pooling(nn.Module):
     pooled = _attention(self.num_heads, self.dtype, "attention")(
       query, x.astype(self.dtype), mask=attend
     )
-    y = _norm("norm")(pooled).astype(self.dtype)
-    pooled = pooled + MLP(4 * W, self.dtype, name="mlp")(y)
+    y = norm("norm", self.form)(pooled).astype(self.dtype)
+    hidden = self.form.hidden or 4 * W
+    mlp = MLP(hidden, self.dtype, self.form.activation, name="mlp")
+    pooled = pooled + mlp(y)
     return spread(pooled[:, 0].astype(jnp.float32))  # [B, W]

@@ -55,9 +55,14 @@ def least_bytes(config: Mapping[str, Any], mesh: Mesh) -> dict[str, int]:
     blocks = size.depth + model["video"]["temporal_depth"]
     parameters += 12 * size.width**2 * blocks
     inputs += (T // t) * (S // p) ** 2 * size.width * blocks
-  if model["text"]["name"] == "transformer":
+  if model["video"]["name"] == "frame_vit":
+    size = transformer.size(model["video"]["size"])
+    tokens = (S // model["video"]["patch"]) ** 2
+    parameters += _of_blocks(size)
+    inputs += T * tokens * size.width * size.depth
+  if model["text"]["name"] in ("transformer", "bert", "clip_text"):
     size = transformer.size(model["text"]["size"])
-    parameters += 12 * size.width**2 * size.depth
+    parameters += _of_blocks(size)
     inputs += L * size.width * size.depth
   needed = {
     "state": STATE_BYTES * parameters // mesh.size,
@@ -67,6 +72,12 @@ def least_bytes(config: Mapping[str, Any], mesh: Mesh) -> dict[str, int]:
   if config["similarities"]["form"] == "dense":
     needed["similarities"] = 4 * config["batch_size"] ** 2 // mesh.size
   return needed
+
+
+def _of_blocks(size):
+  """Parameters of the products of a stack."""
+  hidden = size.hidden or 4 * size.width
+  return (4 * size.width**2 + 2 * size.width * hidden) * size.depth
 
 
 def bytes_of_a_device() -> int:
