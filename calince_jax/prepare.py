@@ -77,7 +77,8 @@ def define_flags() -> None:
   number("jpeg_quality", default.jpeg_quality, "of the frames", 1, 95)
   most = "upper bound of the tokens of the vocabulary"
   number("vocab_size", default.vocab_size, most, 8, 1_000_000)
-  text("tokenizer", None, "a SentencePiece model; default: trained on captions")
+  more = "a SentencePiece model, or the tokenizer.json of the text tower's"
+  text("tokenizer", None, f"{more} weights; default: trained on captions")
   most = "upper bound; an interrupted prepare resumes after a whole shard"
   number("clips_per_shard", default.clips_per_shard, most, 1)
   number("num_workers", 0, "decoding processes; 0: one per core", 0, 1024)

@@ -1,4 +1,8 @@
-"""Captions to token ids and back: SentencePiece, trained by prepare."""
+"""Captions to token ids and back.
+
+By SentencePiece, trained by prepare; or by the tokenizer of another model (the
+tokenizer.json of its folder), whose weights know its ids.
+"""
 
 import dataclasses
 import io
@@ -9,6 +13,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
+from calince_jax.data.tokenizer_json import JsonModel
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
 
@@ -23,12 +28,12 @@ class Vocabulary:
 
   Attributes:
     size: number of ids.
-    mask_id: the id that hides a token from the model.
+    mask_id: the id that hides a token from the model; None: there is none.
     control_ids: ids that are never predicted: padding, begin, end.
   """
 
   size: int
-  mask_id: int = MASK
+  mask_id: int | None = MASK
   control_ids: tuple[int, ...] = (PAD, BOS, EOS)
 
 
@@ -82,21 +87,58 @@ def train_tokenizer(
   write_atomic(path, model.getvalue())
 
 
+class SentencePieceModel:
+  """A trained model, with the attributes and methods of JsonModel."""
+
+  pad, unknown, begin, end, mask = PAD, UNK, BOS, EOS, MASK
+
+  def __init__(self, data: bytes, where: str):
+    """Loads the content of a file.
+
+    Raises:
+      UserError: not a SentencePiece model, or one whose special tokens have
+        other ids.
+    """
+    self._model = sentencepiece.SentencePieceProcessor()
+    try:
+      self._model.LoadFromSerializedProto(data)
+      special = [self._model.id_to_piece(i) for i in range(MASK + 1)]
+    except (RuntimeError, IndexError):
+      raise UserError(
+        f"{where} is not a SentencePiece model, nor a tokenizer.json"
+      ) from None
+    ids = (self._model.pad_id(), self._model.unk_id())
+    ids += (self._model.bos_id(), self._model.eos_id())
+    if ids != (PAD, UNK, BOS, EOS) or special[MASK] != MASK_TOKEN:
+      raise UserError(
+        f"{where} begins with the tokens {special}; needed are padding, "
+        f"unknown, begin, end and {MASK_TOKEN}, as train_tokenizer writes them"
+      )
+    self.size = self._model.vocab_size()
+
+  def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text."""
+    # One thread: starting others takes longer than the captions of a batch.
+    return self._model.encode(list(texts), out_type=int, num_threads=1)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids."""
+    return self._model.decode(list(ids))
+
+
 class Tokenizer:
-  """Encodes captions with a trained model; safe to call from threads.
+  """Encodes captions; safe to call from threads.
 
   Attributes:
-    vocab_size: the number of tokens of the vocabulary, including the special
-      ones PAD, UNK, BOS, EOS and MASK (ids 0 to 4).
+    vocab_size: the number of ids, including the special ones.
     vocabulary: what a model needs to know of it.
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Loads a model.
+    """Loads a SentencePiece model or a tokenizer.json, whatever its name.
 
     Raises:
-      UserError: no such file, not a SentencePiece model, or one whose special
-        tokens have other ids.
+      UserError: no such file, or neither of them; see the two classes.
     """
     try:
       data = epath.Path(path).read_bytes()
@@ -104,63 +146,65 @@ class Tokenizer:
       raise UserError(
         f"the tokenizer {path} cannot be read: {error.strerror}"
       ) from None
-    self._model = sentencepiece.SentencePieceProcessor()
-    try:
-      self._model.LoadFromSerializedProto(data)
-      special = [self._model.id_to_piece(i) for i in range(MASK + 1)]
-    except (RuntimeError, IndexError):
-      raise UserError(f"{path} is not a SentencePiece model") from None
-    ids = (self._model.pad_id(), self._model.unk_id())
-    ids += (self._model.bos_id(), self._model.eos_id())
-    if ids != (PAD, UNK, BOS, EOS) or special[MASK] != MASK_TOKEN:
-      raise UserError(
-        f"{path} begins with the tokens {special}; needed are padding, "
-        f"unknown, begin, end and {MASK_TOKEN}, as train_tokenizer writes them"
-      )
-    self.vocab_size = self._model.vocab_size()
-    self.vocabulary = Vocabulary(self.vocab_size)
+    is_json = data.lstrip()[:1] == b"{"
+    self._model = (JsonModel if is_json else SentencePieceModel)(
+      data, str(path)
+    )
+    self.vocab_size = self._model.size
+    m = self._model
+    # CLIP pads with its end: each id stands there once.
+    control = tuple(dict.fromkeys((m.pad, m.begin, m.end)))
+    self.vocabulary = Vocabulary(self.vocab_size, m.mask, control)
 
   def encode(
     self, texts: Sequence[str], length: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes captions as BOS tokens EOS PAD ...
+    """Encodes captions as begin, tokens, end, padding ...
 
-    Too long ones are cut and keep their EOS. A caption that spells the mask
-    token gets UNK there: only an objective masks.
+    Too long ones are cut and keep their end. A caption that spells a special
+    token gets the unknown one there, or none if there is no such token: only an
+    objective masks.
 
     Args:
       texts: N captions.
       length: L, at least 2.
 
     Returns:
-      ids int32 [N, L]; mask bool [N, L], True where real (BOS and EOS too).
+      ids int32 [N, L]; mask bool [N, L], True where real (begin and end too).
 
     Raises:
       UserError: a text is empty or white space.
     """
     if length < 2:
-      raise ValueError(f"length {length}; BOS and EOS alone need 2")
+      raise ValueError(f"length {length}; begin and end alone need 2")
     for n, text in enumerate(texts):
       if not text.strip():
         raise UserError(f"text {n} of {len(texts)} is empty")
-    ids = np.full((len(texts), length), PAD, np.int32)
+    ids = np.full((len(texts), length), self._model.pad, np.int32)
     mask = np.zeros((len(texts), length), bool)
-    # One thread: starting others takes longer than the captions of a batch.
-    tokenized = self._model.encode(list(texts), out_type=int, num_threads=1)
-    for n, tokens in enumerate(tokenized):
-      row = [BOS, *tokens[: length - 2], EOS]
-      ids[n, : len(row)] = [UNK if i == MASK else i for i in row]
+    for n, tokens in enumerate(self._words(texts)):
+      row = [self._model.begin, *tokens[: length - 2], self._model.end]
+      ids[n, : len(row)] = row
       mask[n, : len(row)] = True
     return ids, mask
 
+  def _words(self, texts):
+    """The ids of each text, none of them special but the unknown one."""
+    special = {*self.vocabulary.control_ids, self._model.mask}
+    unknown = self._model.unknown
+    instead = [] if unknown is None or unknown in special else [unknown]
+    return [
+      [j for i in tokens for j in (instead if i in special else [i])]
+      for tokens in self._model.encode(texts)
+    ]
+
   def lengths(self, texts: Sequence[str]) -> list[int]:
     """Returns how many tokens each text has, begin and end included."""
-    tokenized = self._model.encode(list(texts), out_type=int, num_threads=1)
-    return [len(tokens) + 2 for tokens in tokenized]
+    return [len(tokens) + 2 for tokens in self._words(texts)]
 
   def decode(self, ids: np.ndarray) -> list[str]:
-    """Decodes ids, int [N, L], to N texts without PAD, BOS and EOS."""
-    silent = (PAD, BOS, EOS)
+    """Decodes ids, int [N, L], to N texts without padding, begin and end."""
+    silent = self.vocabulary.control_ids
     rows = np.asarray(ids).tolist()
     return [
       self._model.decode([i for i in row if i not in silent]) for row in rows

@@ -53,7 +53,8 @@ class ModelConfig:
   Attributes:
     num_frames, image_size, text_length: of `config.data`.
     vocab_size: number of token ids of the tokenizer.
-    mask_id: the tokenizer's id that hides a token from `masked_text`.
+    mask_id: the tokenizer's id that hides a token from `masked_text`; None: it
+      has none, and there is no such task.
     control_ids: its ids that are never predicted: padding, begin, end.
   """
 
@@ -61,7 +62,7 @@ class ModelConfig:
   image_size: Annotated[int, DERIVED]
   text_length: Annotated[int, DERIVED]
   vocab_size: Annotated[int, Range("[5, 1e9]"), DERIVED]
-  mask_id: Annotated[int, Range("[0, 1e9]"), DERIVED]
+  mask_id: Annotated[int | None, Range("[0, 1e9]"), DERIVED]
   control_ids: Annotated[
     tuple[int, ...], Check(_are_ids, "a list of token ids"), DERIVED
   ]
@@ -86,6 +87,11 @@ class ModelConfig:
   def __post_init__(self):
     fields.check_instance(self)
     self.video.check_clip(self.num_frames, self.image_size)
+    if self.predictive_task == "masked_text" and self.mask_id is None:
+      raise ValueError(
+        "predictive_task='masked_text' hides words behind a mask token, and the"
+        " tokenizer of the data has none; choose 'caption' or 'latent'"
+      )
     if self.predictive_task == "latent" and self.num_frames % 2:
       raise ValueError(
         f"predictive_task='latent' halves a clip; num_frames="

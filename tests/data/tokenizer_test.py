@@ -1,5 +1,8 @@
 """tokenizer: the layout of ids, determinism, and small corpora."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from calince_jax.data import tokenizer as lib
 from calince_jax.data.tokenizer import BOS, EOS, MASK, PAD, UNK
 from calince_jax.errors import UserError
 
+GOLDENS = Path(__file__).parent.parent / "goldens" / "towers"
 TEXTS = [
   f"a {size} {colour} {shape} moves {way}"
   for size in ("small", "large")
@@ -122,3 +126,49 @@ def test_a_model_with_other_special_tokens_is_refused(tmp_path):
   )
   with pytest.raises(UserError, match="begins with the tokens"):
     lib.Tokenizer(tmp_path / "other.model")
+
+
+def published(name):
+  return lib.Tokenizer(GOLDENS / name / "tokenizer.json")
+
+
+def test_the_tokenizer_of_bert_has_its_own_special_ids():
+  tokens = published("bert")
+  assert tokens.vocab_size == 18
+  assert tokens.vocabulary == lib.Vocabulary(18, 4, (0, 2, 3))
+  ids, mask = tokens.encode(["The DOG jumps .", "a [MASK] [SEP] zebra"], 8)
+  assert ids.tolist() == [[2, 11, 6, 9, 17, 3, 0, 0], [2, 5, 1, 1, 1, 3, 0, 0]]
+  assert mask.sum(axis=1).tolist() == [6, 6]
+  assert tokens.decode(ids)[0] == "the dog jumps."
+  assert tokens.lengths(["a dog", "foxs a"]) == [4, 5]  # fox ##s a
+  assert tokens.encode(["a dog runs"], 4)[0].tolist() == [[2, 5, 6, 3]]
+
+
+def test_the_tokenizer_of_clip_pads_with_its_end_and_cannot_mask():
+  tokens = published("clip")
+  begin, end = tokens.vocab_size - 2, tokens.vocab_size - 1
+  assert tokens.vocabulary == lib.Vocabulary(end + 1, None, (end, begin))
+  ids, mask = tokens.encode(["dog", "do <|endoftext|> dog"], 6)
+  assert ids[0, 0] == begin and (ids[0, 2:] == end).all()
+  assert mask[0].sum() == 3
+  # Its unknown token is its end, which stands at the end alone.
+  assert (ids[1] == end).sum() == 1 + (~mask[1]).sum()
+  assert tokens.decode(ids[:1]) == ["dog</w>"]
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ("{", "is not a tokenizer.json"),
+    ('{"model": 1}', "is not a tokenizer.json"),
+    (None, "puts 0 tokens round a text"),
+  ],
+)
+def test_another_json_is_named(tmp_path, change, message):
+  path = tmp_path / "tokenizer.json"
+  if change is None:
+    document = json.loads((GOLDENS / "bert" / "tokenizer.json").read_text())
+    change = json.dumps(document | {"post_processor": None})
+  path.write_text(change)
+  with pytest.raises(UserError, match=message):
+    lib.Tokenizer(path)

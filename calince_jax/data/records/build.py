@@ -69,8 +69,8 @@ def build(
     source: lists the clips.
     out: folder of the data set; it is made.
     encoding: how frames are stored.
-    tokenizer: a SentencePiece model to copy; None: one is trained on the
-      captions of split `train`, or on all where there is no such split.
+    tokenizer: a file to copy, see data/tokenizer.py; None: one is trained on
+      the captions of split `train`, or on all where there is no such split.
     vocab_size: upper bound of the vocabulary of a trained one.
     clips_per_shard: upper bound.
     num_workers: decoding processes; 0 for one a core.

@@ -4,7 +4,7 @@ A prepared data set is a folder:
 
     dataset.json      what was prepared (DatasetInfo)
     ledger.csv        what could not be used, and why
-    tokenizer.model   SentencePiece
+    tokenizer.model   SentencePiece, or the tokenizer.json of another model
     captions.json     how many tokens the captions have
     clips-SPLIT.array_record-00000-of-00004 ...   the records
     clips-SPLIT.array_record-00000-of-00004.heads ...   where their frames lie
