@@ -52,6 +52,18 @@ def _is_pattern(text):
   return True
 
 
+def _are_multipliers(value):
+  return fields.is_list(value) and all(
+    fields.is_list(pair)
+    and len(pair) == 2
+    and isinstance(pair[0], str)
+    and _is_pattern(pair[0])
+    and type(pair[1]) in (int, float)
+    and 0 <= pair[1] <= 1e6
+    for pair in value
+  )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alarms:
   """`config.alarms`: when training warns; 0 turns a warning off."""
@@ -98,6 +110,26 @@ class Optimizer:
   b1: Annotated[float, Range("[0, 1)")]
   b2: Annotated[float, Range("[0, 1)")]
   ema_decay: Annotated[float, Range("[0, 1)")]
+  multipliers: Annotated[
+    tuple,
+    Check(_are_multipliers, "pairs of a regular expression and a number >= 0"),
+  ]
+  layer_decay: Annotated[float, Range("(0, 1]")]
+  frozen: Annotated[
+    str,
+    Check(
+      lambda value: isinstance(value, str) and _is_pattern(value),
+      "a regular expression, or empty",
+    ),
+  ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Init:
+  """`config.init`: folders of weights that a run starts from."""
+
+  video: str
+  text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +162,7 @@ class Config:
   evaluate_splits: Annotated[str, MAY_CHANGE]
   data: Data
   model: ModelConfig
+  init: Init
   objective: Objective
   similarities: Similarities
   optimizer: Optimizer

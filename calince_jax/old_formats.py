@@ -40,6 +40,11 @@ ADDED_IN_4 = {
   "data": {"mismatch_kind": "uniform"},
   "model": {"centre": False},
 }
+# Keys that configurations of format 4 may lack, with what they did.
+ADDED_TO_4 = {
+  "init": {"video": "", "text": ""},
+  "optimizer": {"multipliers": [], "layer_decay": 1.0, "frozen": ""},
+}
 EXPORT_IN_4 = {"model": {"centre": False}}
 SAMPLING_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
 FLIPS = {False: "never", True: "always"}
@@ -77,7 +82,7 @@ def upgrade_config(version: int, config: Mapping[str, Any]) -> dict[str, Any]:
     config = _with_added(config, ADDED_IN_4)
     if isinstance(config["data"], Mapping):
       config["data"] = _with_sampling(config["data"])
-  return config
+  return _with_added(config, ADDED_TO_4)
 
 
 def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:

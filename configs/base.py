@@ -115,6 +115,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.predictive_depth = 2  # decoder blocks
   config.model.mask_rate = 0.3  # of the words, of masked_text
 
+  # Folders of weights that the towers start from ("": fresh ones), see
+  # docs/towers.md. Read once: a resumed run does not need them.
+  config.init = ml_collections.ConfigDict()
+  config.init.video = ""  # of transformers (ViT, CLIP, SigLIP, DINOv2); exports
+  config.init.text = ""  # likewise: BERT, DistilBERT, MiniLM, CLIP; exports
+
   config.objective = ml_collections.ConfigDict()
   # A tenth: with 1 each, the encoders serve the other two terms at the cost of
   # retrieval, without any noise as well (docs/method.md).
@@ -176,6 +182,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.98
   config.optimizer.ema_decay = 0.999  # of the parameters that are evaluated
+  # (regular expression over the parameter's path, factor of its learning rate);
+  # the first match counts, no match is 1. For a new head beside warm towers.
+  config.optimizer.multipliers = ()
+  # Below 1: in each tower, a block's learning rate is this times that of the
+  # block after it.
+  config.optimizer.layer_decay = 1.0
+  # Parameters whose path this regular expression is found in stay as they are;
+  # "": none.
+  config.optimizer.frozen = ""
 
   config.sharding = ml_collections.ConfigDict()
   config.sharding.model_parallel = 1  # devices that share one model's width

@@ -1,19 +1,44 @@
-"""Cali-NCE with the towers that published weights are for.
+"""Cali-NCE from published weights: towers are those of the folders named.
 
-    python -m calince_jax.train --config=configs/warm_start.py:frame_vit,bert
+    python -m calince_jax.train --workdir=run \\
+      --config=configs/warm_start.py:video=DIR,text=DIR \\
+      --config.data.datasets=data
 
-names a video and a text tower; base.py has their settings.
+A folder is one of transformers: ViT, CLIP, SigLIP or DINOv2 for video; BERT,
+DistilBERT, MiniLM or CLIP for text; docs/towers.md says what is done with it.
+One of the two may be left out, and has the tower of base.py. Without any, the
+towers are those of a ViT-B/16 and of BERT-base, from scratch.
 """
 
 import ml_collections
 
+from calince_jax.errors import UserError
+from calince_jax.warm_start.architectures import tower_settings
 from configs import base
 
+TOWERS = {"video": base.OTHER_VIDEO_TOWERS, "text": base.OTHER_TEXT_TOWERS}
 
-def get_config(towers: str = "frame_vit,bert") -> ml_collections.ConfigDict:
-  """`towers`: names of a video and a text tower, separated by a comma."""
+
+def get_config(folders: str = "") -> ml_collections.ConfigDict:
+  """`folders`: video=DIR, text=DIR or both, separated by a comma."""
   config = base.get_config()
-  video, text = towers.split(",")
-  config.model.video = base.OTHER_VIDEO_TOWERS[video]()
-  config.model.text = base.OTHER_TEXT_TOWERS[text]()
+  config.model.video, config.model.text = base.frame_vit(), base.bert()
+  for part in filter(None, folders.split(",")):
+    kind, _, folder = part.partition("=")
+    if kind not in TOWERS or not folder:
+      raise UserError(
+        f"configs/warm_start.py:{folders}: {part!r} is neither video=DIR nor"
+        " text=DIR"
+      )
+    settings = tower_settings(folder, kind)
+    tower = TOWERS[kind][settings["name"]]()
+    tower.update(settings)
+    config.model[kind] = tower
+    config.init[kind] = folder
+  if config.model.text.name == "clip_text":
+    config.model.predictive_task = "caption"  # its tokenizer has no mask token
+  # Weights that are good already are changed with care.
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.layer_decay = 0.75
+  config.optimizer.multipliers = ((r"^(video|text)_encoder/", 0.1),)
   return config.lock()

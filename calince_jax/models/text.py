@@ -22,7 +22,7 @@ class TextTransformerSettings:
   """`config.model.text` where its name is `transformer`."""
 
   name: Annotated[str, OneOf(("transformer",))]
-  size: Annotated[str, OneOf(tuple(transformer.SIZES))]
+  size: Annotated[str, Check(transformer.is_size, transformer.SIZE_WANTED)]
   pooling: Annotated[str, OneOf(transformer.POOLINGS)]
 
   def __post_init__(self):
@@ -42,6 +42,7 @@ class TextTransformerSettings:
       vocab_size=vocab_size,
       max_length=max_length,
       pooling=self.pooling,
+      form=transformer.Form(hidden=transformer.size(self.size).hidden),
       **shared,
     )
 

@@ -36,7 +36,7 @@ class VideoViTSettings:
   """`config.model.video` where its name is `vit`; see `VideoViT`."""
 
   name: Annotated[str, OneOf(("vit",))]
-  size: Annotated[str, OneOf(tuple(transformer.SIZES))]
+  size: Annotated[str, Check(transformer.is_size, transformer.SIZE_WANTED)]
   temporal_depth: Annotated[int, Range("[0, 1000]")]
   tubelet: Annotated[
     tuple[int, int],
@@ -73,7 +73,7 @@ class VideoViT(nn.Module):
   """Video to tokens and one feature.
 
   Attributes:
-    size: a name in `transformer.SIZES`; its depth is the spatial depth.
+    size: of `transformer.size`; its depth is the spatial depth.
     temporal_depth: the number of temporal blocks.
     tubelet: frames and pixels of a tubelet, (t, p).
     pooling: `map` or `mean`.
@@ -110,6 +110,7 @@ class VideoViT(nn.Module):
       ValueError: the clip cannot be cut into whole tubelets.
     """
     size = transformer.size(self.size)
+    form = transformer.Form(hidden=size.hidden)
     x = spread(self._tubelets(spread(video)))  # [B, T', N, t*p*p*3]
     B, T, N, _ = x.shape
     x = transformer.dense(size.width, dtype=self.dtype, name="patch_embedding")(
@@ -127,6 +128,7 @@ class VideoViT(nn.Module):
         dtype=self.dtype,
         scan=self.scan,
         remat=self.remat,
+        form=form,
         name=name,
       )
 
@@ -138,7 +140,7 @@ class VideoViT(nn.Module):
     x = x.reshape(B, N, T, size.width).swapaxes(1, 2)  # [B, T', N, W]
     tokens = spread(x.reshape(B, T * N, size.width))
     pooled = transformer.Pooling(
-      self.pooling, size.num_heads, self.dtype, name="pooling"
+      self.pooling, size.num_heads, self.dtype, form, name="pooling"
     )(tokens)
     return pooled, tokens
 

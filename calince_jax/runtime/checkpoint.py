@@ -122,6 +122,13 @@ def _write_checksums(folder: epath.Path) -> None:
       checksums.write(path)
 
 
+def are_there(workdir: str) -> bool:
+  """Whether a folder has the name of a finished checkpoint."""
+  folder = checkpoints_folder(workdir)
+  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+  return any(name.isdecimal() for name in names)
+
+
 def half_written(workdir: str) -> list[str]:
   """The names of checkpoints that a killed run did not finish writing."""
   folder = checkpoints_folder(workdir)

@@ -3,6 +3,7 @@
 WORKDIR/config.json       the configuration, with its format's version
 WORKDIR/data.json         which data sets, by their content
 WORKDIR/tokenizer.model   of their captions
+WORKDIR/warm_start.csv    which weights it started from, where it did
 """
 
 import fnmatch
@@ -17,11 +18,12 @@ from calince_jax.errors import UserError
 from calince_jax.files import read_file, read_json, read_text, write_atomic
 
 FORMAT_VERSION = 4  # of checkpoints and config.json
+WARM_START = "warm_start.csv"  # what became of each array of config.init
 # What train, evaluate and report write into a run folder.
 WRITTEN = (
   "checkpoints", "config.json", "data.json", "eval", "events.jsonl",
   "ledger*.csv", "lock.json", "metrics.jsonl", "report.html", "stall*.txt",
-  "tensorboard", "tokenizer.model", "*.partial",
+  "tensorboard", "tokenizer.model", WARM_START, "*.partial",
 )  # fmt: skip
 # What a launcher may have put there before.
 BESIDE = (".*", "*.log", "*.out", "*.err", "*.txt", "*.py", "*.sh", "*.yaml")

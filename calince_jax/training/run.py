@@ -96,6 +96,7 @@ def train(
   """
   mesh, data, training = setup.open_training(config, devices)
   corrupt_records = setup.open_corrupt_record_log(config, workdir, data, mesh)
+  warm = setup.open_warm_start(config, workdir, data, training)
 
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
@@ -105,7 +106,7 @@ def train(
       checkpoint.open_checkpoints(workdir, keep=config["keep_checkpoints"])
     )
     state, first_step, pair_statistics = setup.start_or_resume(
-      checkpoints, training, config["seed"]
+      checkpoints, training, config["seed"], warm
     )
     if jax.process_index() == 0:
       print_start(config, workdir, data, mesh, training, state)

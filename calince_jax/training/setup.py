@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from calince_jax import config as config_lib
 from calince_jax.data.records import caption_lengths
 from calince_jax.data.tokenizer import Tokenizer, Vocabulary
 from calince_jax.errors import UserError
+from calince_jax.files import read_file, write_atomic
 from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
@@ -22,10 +24,12 @@ from calince_jax.training import input_advice, memory
 from calince_jax.training import step as train_step
 from calince_jax.training.metric_logger import MetricLogger
 from calince_jax.training.optimizer import (
+  check_patterns,
   learning_rate_schedule,
   make_optimizer,
 )
 from calince_jax.training.wall_time import WallTime
+from calince_jax.warm_start import start as warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Training:
     abstract: the shapes and dtypes of the state.
     layout: the shardings of the state.
     start: seed -> state.
+    begin_from: state -> state, begun from its parameters as they are now.
     step: (state, batch) -> (state, metrics).
   """
 
@@ -48,6 +53,7 @@ class Training:
   abstract: Any
   layout: Any
   start: Callable
+  begin_from: Callable
   step: Callable
 
 
@@ -77,6 +83,7 @@ def compile_training(
   init = functools.partial(train_step.init_state, model, tx, remembered)
   abstract = jax.eval_shape(init, config["seed"])
   layout = sharding.shardings(abstract, mesh, config["sharding"]["rules"])
+  check_patterns(config_lib.Optimizer(**config["optimizer"]), abstract.params)
   step = train_step.make_train_step(
     model,
     tx,
@@ -92,6 +99,11 @@ def compile_training(
     abstract=abstract,
     layout=layout,
     start=jax.jit(init, out_shardings=layout),
+    begin_from=jax.jit(
+      functools.partial(train_step.begun_from, tx),
+      out_shardings=layout,
+      donate_argnums=0,
+    ),
     step=train_step.shard_train_step(step, layout, mesh),
   )
 
@@ -164,6 +176,47 @@ def print_cut_captions(config: dict[str, Any], folder: str) -> None:
     print(
       f"note: {cut}, and are cut (config.data.text_length={length})", flush=True
     )
+
+
+def open_warm_start(
+  config: dict[str, Any], workdir: str, data: dict[str, Any], training: Training
+) -> Callable[[Any], Any] | None:
+  """From fresh parameters to warm ones; None where config.init names nothing.
+
+  The folders are read at once, before a run folder is made of a configuration
+  that does not fit them; not where a run is to be resumed. When the function is
+  called, process 0 writes the report into the run folder.
+
+  Raises:
+    UserError: see warm_start.read_all.
+  """
+  folders = config["init"]
+  named = [folders[kind] for kind in warm_start.KINDS if folders[kind]]
+  if not named:
+    return None
+  leaves = jax.tree_util.tree_leaves_with_path(training.abstract.params)
+  read = functools.partial(
+    warm_start.read_all,
+    {sharding.path_name(path): leaf.shape for path, leaf in leaves},
+    training.model.config,
+    folders,
+    read_file(data["tokenizer_path"]),
+  )
+  known = None if checkpoint.are_there(workdir) else read()
+
+  def warm(params):
+    values, rows = known or read()
+    if jax.process_index() == 0:
+      path = epath.Path(workdir) / run_folder.WARM_START
+      write_atomic(path, warm_start.as_csv(rows))
+      print(
+        f"warm start from {', '.join(named)}: {warm_start.summary(rows)}; each"
+        f" is listed in {path}",
+        flush=True,
+      )
+    return warm_start.put(params, values)
+
+  return warm
 
 
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
@@ -290,16 +343,29 @@ def train_batches(
 
 
 def start_or_resume(
-  manager: Any, training: Training, seed: int
+  manager: Any,
+  training: Training,
+  seed: int,
+  warm: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, int, dict[str, np.ndarray]]:
   """A fresh state, or that of the last checkpoint.
+
+  Args:
+    manager: of the checkpoints.
+    training: see `compile_training`.
+    seed: of a fresh state.
+    warm: from fresh parameters to those that training starts from; not called
+      where a run is resumed.
 
   Returns:
     The state, its step, and the pair statistics saved with it.
   """
   steps = checkpoint.all_steps(manager)
   if not steps:
-    return training.start(seed), 0, {}
+    state = training.start(seed)
+    if warm is not None:
+      state = training.begin_from(state.replace(params=warm(state.params)))
+    return state, 0, {}
   step = steps[-1]
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(

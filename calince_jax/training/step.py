@@ -65,6 +65,16 @@ def init_state(
   )
 
 
+def begun_from(
+  optimizer: optax.GradientTransformation, state: TrainState
+) -> TrainState:
+  """`state` with the optimizer and the average as its parameters begin them."""
+  return state.replace(
+    opt_state=optimizer.init(state.params),
+    ema_params=jax.tree.map(jnp.copy, state.params),
+  )
+
+
 def make_train_step(
   model: CaliNCE,
   optimizer: optax.GradientTransformation,
