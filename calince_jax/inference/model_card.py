@@ -1,5 +1,6 @@
 """The README of an exported model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def _description(name, model, step, config):
 A video-text model trained with calince_jax: two encoders into one space, and \
 a correspondence head that says whether a text belongs to a clip.
 
-* {parameters / 1e6:.2f} M parameters: video {c.video.name}-{c.video.size}, \
-text {c.text.name}-{c.text.size}, embedding {c.embedding_dim}
+* {parameters / 1e6:.2f} M parameters: video {_tower(c.video)}, \
+text {_tower(c.text)}, embedding {c.embedding_dim}
 * input: {c.num_frames} frames of {c.image_size} x {c.image_size}, uint8 RGB; \
 texts of up to {c.text_length} tokens
 * trained for {step} of {config["total_steps"]} steps of \
@@ -78,6 +79,12 @@ text = model.encode_text(["a caption"])
 cosine = video @ text.T
 ```
 """
+
+
+def _tower(settings):
+  """Its name and, if it has one, its size."""
+  said = dataclasses.asdict(settings)
+  return "-".join(said[key] for key in ("name", "size") if key in said)
 
 
 def _results(task, result):

@@ -20,6 +20,7 @@ from calince_jax.fields import DERIVED, MAY_CHANGE, ByName, Check, OneOf, Range
 from calince_jax.models import heads, transformer
 from calince_jax.models.activation_sharding import spread
 from calince_jax.models.frame_vit import FrameViTSettings
+from calince_jax.models.i3d import I3DSettings
 from calince_jax.models.text import (
   BertSettings,
   ClipTextSettings,
@@ -27,7 +28,11 @@ from calince_jax.models.text import (
 )
 from calince_jax.models.video_vit import VideoViTSettings
 
-VIDEO_TOWERS = {"vit": VideoViTSettings, "frame_vit": FrameViTSettings}
+VIDEO_TOWERS = {
+  "vit": VideoViTSettings,
+  "frame_vit": FrameViTSettings,
+  "i3d": I3DSettings,
+}
 TEXT_TOWERS = {
   "transformer": TextTransformerSettings,
   "bert": BertSettings,

@@ -142,6 +142,15 @@ _CLIP_TEXT = Architecture(
   settings={},
   refused={},
 )
+# The folder that benchmarks/i3d_weights.py makes.
+_I3D = Architecture(
+  tower="i3d",
+  published={},
+  section=None,
+  probe="Conv3d_1a_7x7.weight",
+  settings={},
+  refused={},
+)
 # {of which tower: {model_type: architecture}}
 KNOWN = {
   "video": {
@@ -149,6 +158,7 @@ KNOWN = {
     "dinov2": _DINOV2,
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
+    "i3d": _I3D,
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
   },
@@ -211,6 +221,8 @@ def tower_settings(folder: str | Path, kind: str) -> dict[str, Any]:
   """
   config = read_config(folder)
   name, architecture = of_folder(folder, kind, config)
+  if not architecture.published:
+    return {"name": architecture.tower}
   where = f"{folder}/{CONFIG}"
   values = config
   if architecture.section and isinstance(

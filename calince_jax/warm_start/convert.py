@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from calince_jax.models import transformer
+from calince_jax.models import i3d, transformer
 from calince_jax.warm_start.weights import Weights
 
 Arrays = dict[str, np.ndarray]
@@ -65,7 +65,7 @@ _DISTILBERT_BLOCK = {
 
 
 def convert(
-  weights: Weights, model_type: str, kind: str, size: transformer.Size
+  weights: Weights, model_type: str, kind: str, size: transformer.Size | None
 ) -> Arrays:
   """The parameters of a tower that a folder has, by path.
 
@@ -73,7 +73,7 @@ def convert(
     weights: of the folder.
     model_type: of its config.json.
     kind: `video` or `text`.
-    size: of the tower.
+    size: of the tower, if it has one.
 
   Raises:
     UserError: an array is missing or of another shape.
@@ -168,6 +168,26 @@ def _siglip_pooling(weights, size):
   return arrays
 
 
+def _i3d(weights, size):
+  """Each batch norm becomes part of its convolution.
+
+  Of x it makes (x - mean) / sqrt(variance + 1e-3) + offset.
+  """
+  del size
+  arrays = {}
+  for layer, _ in i3d.LAYERS:
+    names = [f"{layer}.{branch}" for branch, _ in i3d.BRANCHES]
+    for name in names if layer.startswith("Mixed") else [layer]:
+      if layer.startswith("MaxPool"):
+        continue
+      path = name.replace(".", "/")
+      factor = 1 / np.sqrt(weights.take(f"{name}.variance") + np.float32(1e-3))
+      mean, offset = (weights.take(f"{name}.{x}") for x in ("mean", "offset"))
+      arrays[f"{path}/kernel"] = weights.take(f"{name}.weight") * factor
+      arrays[f"{path}/bias"] = offset - mean * factor
+  return arrays
+
+
 def _bert(weights, size):
   """The row of the first token type is part of every position."""
   types = weights.take("embeddings.token_type_embeddings.weight")
@@ -205,6 +225,7 @@ _CONVERTERS: Mapping[str, Mapping[str, Callable]] = {
   "video": {
     "vit": _vit,
     "dinov2": _dinov2,
+    "i3d": _i3d,
     "clip": _clip,
     "clip_vision_model": _clip,
     "siglip": _siglip,

@@ -35,6 +35,7 @@ MAY_BE_NEW = {
   "vit": r"^(temporal/|pooling/)",
   "bert": r"^pool/",
   "clip_text": r"^$",
+  "i3d": r"^$",
 }
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
@@ -172,7 +173,7 @@ def _of_published(folder, kind, config, document, weights):
     inflate.check(wanted, given, folder)
   else:
     _check_settings(wanted, given, kind, folder)
-  size = transformer.size(wanted["size"])
+  size = transformer.size(wanted["size"]) if "size" in wanted else None
   arrays, marks = convert.convert(weights, model_type, kind, size), {}
   if "patch_embedding/kernel" in arrays:
     bias = "patch_embedding/bias"

@@ -8,6 +8,7 @@ import ast
 import functools
 import importlib
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -15,14 +16,17 @@ import sys
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 from conftest import ROOT, TINY_CONFIG, environment
+from safetensors.numpy import load_file
 
-from benchmarks import results
+from benchmarks import i3d_weights, real_towers, results
 from benchmarks.noise_study.collect import read_cost
 from benchmarks.survival import __main__ as survival
 from benchmarks.survival import kills, peers, processes, soak
 from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.models import i3d
 
 STUDY = """
 import importlib
@@ -439,6 +443,52 @@ def test_results_are_written_of_all_that_the_others_made(
   text = (folder / "docs" / "results.md").read_text()
   assert results.made_table(hostile / "hostile") in text
   assert results.survival_tables(survived) in text
+
+
+def test_the_weights_of_i3d_become_a_folder(tmp_path):
+  """Of a checkpoint of its form; what is no array of numpy is not loaded."""
+  layers = ["Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"]
+  mixed = [name for name, _ in i3d.LAYERS if name.startswith("Mixed")]
+  branches = [f"Branch_{i}/Conv3d_0a_1x1" for i in range(3)]
+  branches += [f"Branch_{i}/Conv3d_0b_3x3" for i in (1, 2)]
+  branches += ["Branch_3/Conv3d_0b_1x1"]
+
+  def tree(leaf):
+    return {name: leaf for name in layers} | {
+      name: dict.fromkeys(branches, leaf) for name in mixed
+    }
+
+  norm = np.arange(2.0).reshape(1, 1, 1, 1, 2)
+  unit = {"Conv_0": {"kernel": np.ones((1, 1, 1, 3, 2))}}
+  content = {
+    "params": tree(unit | {"BatchNorm_0": {"bias": norm}}),
+    "batch_stats": tree({"BatchNorm_0": {"mean": norm, "var": norm + 1}}),
+  }
+  checkpoint = tmp_path / "i3d.ckpt"
+  checkpoint.write_bytes(pickle.dumps(content, protocol=4))
+  command(tmp_path, "i3d_weights", "i3d.ckpt", "i3d")
+  arrays = load_file(tmp_path / "i3d" / "model.safetensors")
+  assert len(arrays) == 4 * (3 + 9 * 6)
+  value = arrays["Mixed_5c.Branch_2_Conv3d_0b_3x3.variance"]
+  np.testing.assert_array_equal(value, [1, 2])
+  checkpoint.write_bytes(pickle.dumps(Path("x"), protocol=4))
+  with pytest.raises(pickle.UnpicklingError, match="is not an array"):
+    i3d_weights.convert(checkpoint, tmp_path / "other")
+
+
+def test_a_tower_is_held_to_its_own_code(tmp_path):
+  bert = ROOT / "tests" / "goldens" / "towers" / "bert"
+  sentences = load_file(bert / "expected.safetensors")["sentences"]
+  np.save(tmp_path / "text.npy", sentences)
+  manifest = tmp_path / "clips.csv"
+  texts = "a.mp4,The dog jumps.\na.mp4,A red fox runs over cats\n"
+  manifest.write_text(f"video,text\n{texts}")
+  words = ("text", str(manifest), str(tmp_path / "text.npy"), str(bert))
+  # 12 positions are all that it has.
+  said = command(tmp_path, "real_towers", *words)
+  assert float(said.split()[-1]) < 1e-5
+  np.save(tmp_path / "text.npy", sentences[::-1])
+  assert real_towers.main(*words[:1], *map(Path, words[1:])) > 0.1
 
 
 # Need packages of their own; corpora_test.py tests what can be without.

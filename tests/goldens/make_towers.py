@@ -24,6 +24,7 @@ OUT = (
 WIDTH, DEPTH, HEADS, HIDDEN = 16, 2, 2, 24
 WORDS = ["a", "dog", "cat", "runs", "jumps", "over", "the", "red", "fox", "s"]
 VIDEO_SHAPE = (2, 3, 24, 24, 3)  # clips, frames, pixels, channels
+SENTENCES = ("The dog jumps.", "A red fox runs over cats")
 LENGTHS = (8, 3)  # of two texts
 SIZES = {
   "hidden_size": WIDTH,
@@ -131,8 +132,15 @@ def texts(name, model):
   mask = torch.tensor(np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None])
   with torch.no_grad():
     out = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-  write_expected(folder, {"ids": ids.int(), "mask": mask, "tokens": out})
-  write_wordpiece(folder)
+  expected = {"ids": ids.int(), "mask": mask, "tokens": out}
+  tokenizer = write_wordpiece(folder)
+  means = []
+  for text in SENTENCES:
+    ids = torch.tensor([tokenizer.encode(text).ids])
+    with torch.no_grad():
+      mean = model(input_ids=ids).last_hidden_state.mean(dim=1)
+    means.append(torch.nn.functional.normalize(mean))
+  write_expected(folder, expected | {"sentences": torch.cat(means)})
 
 
 def write_expected(folder, values):
@@ -190,6 +198,7 @@ def write_wordpiece(folder):
   made.add_special_tokens(special)
   made.decoder = tokenizers.decoders.WordPiece()
   made.save(str(folder / "tokenizer.json"), pretty=False)
+  return made
 
 
 def clip_vocabulary():

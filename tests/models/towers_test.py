@@ -24,7 +24,8 @@ SIZE = "32x2x2x48"
 
 def settings(kind, name, **changes):
   known = base.OTHER_VIDEO_TOWERS if kind == "video" else base.OTHER_TEXT_TOWERS
-  values = known[name]().to_dict() | {"size": SIZE} | changes
+  values = known[name]().to_dict()
+  values |= ({"size": SIZE} if "size" in values else {}) | changes
   towers = config_lib.fields.annotations(config_lib.ModelConfig)[kind]
   return config_lib.fields.section(towers).kinds[name](**values)
 
@@ -65,6 +66,20 @@ def test_every_predictive_task_has_what_it_needs(text, task):
   )
   assert out["video"].shape == out["text"].shape == (4, 16)
   assert out["prediction"]["logits"].shape == (4, 8, 40)
+
+
+def test_i3d_ends_at_an_eighth_of_the_frames():
+  """And at cells of 32 pixels, each rounded up."""
+  config = model(video=settings("video", "i3d"))
+  video = jnp.zeros((2, 9, 40, 32, 3), jnp.uint8)
+  tower = config.video.build({"remat": "full"})
+  (feature, tokens), variables = jax.eval_shape(
+    lambda: tower.init_with_output(jax.random.key(0), video)
+  )
+  assert feature.shape == (2, 1024) and tokens.shape == (2, 2 * 2 * 1, 1024)
+  # With the 410,000 of its layer of classes, some 12.7 million.
+  count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+  assert count == 12_279_984
 
 
 def test_time_begins_as_the_mean_over_frames(rng):

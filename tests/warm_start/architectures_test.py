@@ -14,8 +14,9 @@ import pytest
 from conftest import TINY_MODEL, fresh_params
 from safetensors.numpy import load_file
 
+from calince_jax.models import i3d
 from calince_jax.models.cali_nce import TEXT_TOWERS, VIDEO_TOWERS
-from calince_jax.warm_start import start
+from calince_jax.warm_start import convert, start
 from calince_jax.warm_start.architectures import tower_settings
 from configs import base
 
@@ -169,3 +170,33 @@ def test_positions_are_interpolated_in_space():
   fine = position[1:].reshape(3, 2, 3, 2, 16).mean(axis=(1, 3)).reshape(9, 16)
   assert np.abs(fine - before[1:]).max() < 0.5 * np.abs(before[1:]).max()
   assert np.corrcoef(fine.ravel(), before[1:].ravel())[0, 1] > 0.9
+
+
+def test_batch_norms_become_part_of_convolutions(rng):
+  """relu((conv(x) - mean) / sqrt(variance + 1e-3) + offset), as I3D's."""
+  arrays = {
+    "weight": rng.normal(size=(1, 1, 1, 3, 4)),
+    "mean": rng.normal(size=4),
+    "variance": rng.uniform(0.1, 2, size=4),
+    "offset": rng.normal(size=4),
+  }
+  arrays = {name: np.float32(value) for name, value in arrays.items()}
+
+  class Alike:
+    """Every convolution has these arrays."""
+
+    def take(self, name):
+      return arrays[name.rsplit(".", 1)[1]]
+
+  converted = convert.convert(Alike(), "i3d", "video", None)
+  assert len(converted) == 2 * (3 + 9 * 6)
+  unit = {
+    leaf: converted[f"Mixed_4d/Branch_3_Conv3d_0b_1x1/{leaf}"]
+    for leaf in ("kernel", "bias")
+  }
+  x = np.float32(rng.normal(size=(2, 1, 2, 2, 3)))
+  ours = i3d.Convolution(4, 1, 1).apply({"params": unit}, x)
+  y = x.astype(np.float64) @ arrays["weight"][0, 0, 0]
+  y = (y - arrays["mean"]) / np.sqrt(arrays["variance"] + 1e-3)
+  wanted = np.maximum(y + arrays["offset"], 0)
+  np.testing.assert_allclose(ours, wanted, atol=1e-5)
