@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calince_jax import fields
 from calince_jax.errors import UserError
 from calince_jax.files import read_json
 from calince_jax.models import transformer
+from calince_jax.models.frame_vit import FrameViTSettings
 from calince_jax.warm_start.weights import CONFIG
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -241,11 +243,17 @@ def tower_settings(folder: str | Path, kind: str) -> dict[str, Any]:
     )
     for key, published in architecture.published.items()
   }
+  for key, value in said.items():
+    if key != "hidden_act" and not (
+      type(value) in (int, float) and 0 < value < 1e6
+    ):
+      raise UserError(f"{where}: {key}={fields.shown(value)} is no number")
   if "mlp_ratio" in said:
     said["intermediate_size"] = said["hidden_size"] * said["mlp_ratio"]
-  if said["hidden_act"] not in ACTIVATIONS:
+  activation = fields.shown(said["hidden_act"])
+  if said["hidden_act"] not in list(ACTIVATIONS):
     raise UserError(
-      f"{where}: the activation {said['hidden_act']!r} is not computed by the"
+      f"{where}: the activation {activation} is not computed by the"
       f" tower {architecture.tower}"
     )
   parts = ("hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -277,6 +285,8 @@ def _pixels(folder):
   keys = {"pixel_mean": "image_mean", "pixel_std": "image_std"}
   found = {}
   for ours, theirs in keys.items():
-    if isinstance(said.get(theirs), list):
+    if theirs in said:
+      annotation = fields.annotations(FrameViTSettings)[ours]
+      fields.check_value(annotation, said[theirs], f"{path}: {theirs}")
       found[ours] = tuple(said[theirs])
   return found

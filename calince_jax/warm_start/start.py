@@ -174,7 +174,14 @@ def _of_published(folder, kind, config, document, weights):
   else:
     _check_settings(wanted, given, kind, folder)
   size = transformer.size(wanted["size"]) if "size" in wanted else None
-  arrays, marks = convert.convert(weights, model_type, kind, size), {}
+  try:
+    arrays, marks = convert.convert(weights, model_type, kind, size), {}
+  except (ValueError, IndexError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f"{folder}: an array is not of the shape that {model_type} has ({error})"
+    ) from None
   if "patch_embedding/kernel" in arrays:
     bias = "patch_embedding/bias"
     if bias not in arrays:

@@ -113,6 +113,20 @@ def not_finite(folder):
   save_file(arrays, path)
 
 
+def flat_kernel(folder):
+  path, name = (
+    folder / "model.safetensors",
+    "patch_embeddings.projection.weight",
+  )
+  arrays = load_file(path)
+  arrays[f"embeddings.{name}"] = arrays[f"embeddings.{name}"].reshape(-1)
+  save_file(arrays, path)
+
+
+def other_pixels(folder):
+  change(folder / "preprocessor_config.json", image_mean="grey")
+
+
 def said(**values):
   return lambda folder: change(folder / "config.json", **values)
 
@@ -134,7 +148,12 @@ def pickled(folder):
     (said(patch_size=4), "patch=4, not 8"),
     (said(hidden_act="relu"), "'relu' is not computed by the tower frame_vit"),
     (said(qkv_bias=False), "qkv_bias=False is not computed"),
-    (said(hidden_size="wide"), "size of widex2x2x24 makes no tower"),
+    (said(hidden_size=15), "a size of 15x2x2x24 makes no tower"),
+    (said(layer_norm_eps="a"), "layer_norm_eps='a' is no number"),
+    (said(patch_size=[8, 8]), r"patch_size=\[8, 8\] is no number"),
+    (said(hidden_act=["gelu"]), "not computed"),
+    (other_pixels, "image_mean='grey' must be three numbers"),
+    (flat_kernel, "an array is not of the shape that vit has"),
     (pickled, "pytorch_model.bin is a pickle, which is never opened"),
   ],
 )
