@@ -5,9 +5,9 @@
       --config.data.datasets=data
 
 A folder is one of transformers: ViT, CLIP, SigLIP or DINOv2 for video; BERT,
-DistilBERT, MiniLM or CLIP for text; docs/towers.md says what is done with it.
-One of the two may be left out, and has the tower of base.py. Without any, the
-towers are those of a ViT-B/16 and of BERT-base, from scratch.
+DistilBERT, MiniLM or CLIP for text; or an export; docs/towers.md says what is
+done with it. Where one is left out, that tower is a ViT-B/16 on each frame or
+BERT-base, from scratch.
 """
 
 import ml_collections
@@ -31,14 +31,15 @@ def get_config(folders: str = "") -> ml_collections.ConfigDict:
         " text=DIR"
       )
     settings = tower_settings(folder, kind)
-    tower = TOWERS[kind][settings["name"]]()
+    name, own = settings["name"], base.get_config().model[kind]
+    tower = own if name == own.name else TOWERS[kind][name]()
     tower.update(settings)
     config.model[kind] = tower
     config.init[kind] = folder
   if config.model.text.name == "clip_text":
     config.model.predictive_task = "caption"  # its tokenizer has no mask token
-  # Weights that are good already are changed with care.
+  # Weights that are good already are changed with care; blocks of time are not.
   config.optimizer.learning_rate = 1e-4
   config.optimizer.layer_decay = 0.75
-  config.optimizer.multipliers = ((r"^(video|text)_encoder/", 0.1),)
+  config.optimizer.multipliers = ((r"_encoder/(?!tempor|time)", 0.1),)
   return config.lock()

@@ -53,16 +53,16 @@ def least_bytes(config: Mapping[str, Any], mesh: Mesh) -> dict[str, int]:
     size = transformer.size(model["video"]["size"])
     t, p = model["video"]["tubelet"]
     blocks = size.depth + model["video"]["temporal_depth"]
-    parameters += 12 * size.width**2 * blocks
+    parameters += _of_block(size) * blocks
     inputs += (T // t) * (S // p) ** 2 * size.width * blocks
   if model["video"]["name"] == "frame_vit":
     size = transformer.size(model["video"]["size"])
     tokens = (S // model["video"]["patch"]) ** 2
-    parameters += _of_blocks(size)
+    parameters += _of_block(size) * size.depth
     inputs += T * tokens * size.width * size.depth
   if model["text"]["name"] in ("transformer", "bert", "clip_text"):
     size = transformer.size(model["text"]["size"])
-    parameters += _of_blocks(size)
+    parameters += _of_block(size) * size.depth
     inputs += L * size.width * size.depth
   needed = {
     "state": STATE_BYTES * parameters // mesh.size,
@@ -74,10 +74,10 @@ def least_bytes(config: Mapping[str, Any], mesh: Mesh) -> dict[str, int]:
   return needed
 
 
-def _of_blocks(size):
-  """Parameters of the products of a stack."""
+def _of_block(size):
+  """Parameters of its products."""
   hidden = size.hidden or 4 * size.width
-  return (4 * size.width**2 + 2 * size.width * hidden) * size.depth
+  return 4 * size.width**2 + 2 * size.width * hidden
 
 
 def bytes_of_a_device() -> int:

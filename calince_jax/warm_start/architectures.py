@@ -13,6 +13,7 @@ from typing import Any
 from calince_jax import fields
 from calince_jax.errors import UserError
 from calince_jax.files import read_json
+from calince_jax.inference import exported
 from calince_jax.models import transformer
 from calince_jax.models.frame_vit import FrameViTSettings
 from calince_jax.warm_start.weights import CONFIG
@@ -185,6 +186,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   return read_json(path)
 
 
+def is_export(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json is one of this program's exports."""
+  return "format_version" in config
+
+
 def of_folder(
   folder: str | Path, kind: str, config: Mapping[str, Any]
 ) -> tuple[str, Architecture]:
@@ -215,13 +221,19 @@ def tower_settings(folder: str | Path, kind: str) -> dict[str, Any]:
   among them.
 
   Args:
-    folder: with config.json, as transformers writes it.
+    folder: with config.json, as transformers or our export writes it.
     kind: `video` or `text`.
 
   Raises:
     UserError: the architecture is unknown, or has what no tower computes.
   """
   config = read_config(folder)
+  if is_export(config):
+    said = exported.read_document(Path(folder) / CONFIG)["model"][kind]
+    return {
+      key: tuple(value) if fields.is_list(value) else value
+      for key, value in said.items()
+    }
   name, architecture = of_folder(folder, kind, config)
   if not architecture.published:
     return {"name": architecture.tower}

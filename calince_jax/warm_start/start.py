@@ -18,7 +18,6 @@ import numpy as np
 
 from calince_jax.errors import UserError
 from calince_jax.files import check_plain_file
-from calince_jax.inference import exported
 from calince_jax.models import transformer
 from calince_jax.models.cali_nce import ModelConfig
 from calince_jax.runtime.sharding import path_name
@@ -126,7 +125,7 @@ def read(
   settings = getattr(config, kind)
   document = architectures.read_config(folder)
   weights = Weights(folder)
-  if "format_version" in document:
+  if architectures.is_export(document):
     arrays, projection = _of_export(folder, kind, settings, weights)
     marks: dict[str, tuple[str, str]] = {}
     may_be_new = r"^$"
@@ -200,8 +199,7 @@ def _of_published(folder, kind, config, document, weights):
 
 def _of_export(folder, kind, settings, weights):
   """The same of an export of this program; other sizes of a clip may differ."""
-  document = exported.read_document(Path(folder) / exported.CONFIG)
-  wanted = document["model"][kind]
+  wanted = architectures.tower_settings(folder, kind)
   _check_settings(wanted, settings, kind, folder, free=frozenset())
   tower = f"{kind}_encoder/"
   weights.prefix = ""

@@ -286,6 +286,8 @@ def test_an_export_starts_another_run(tmp_path):
   )
   loaded = exported.load(tmp_path / "export")
   assert loaded.tokenizer.vocabulary == tokenizer.vocabulary
+  again = warm_start.get_config(f"video={tmp_path / 'export'}")
+  assert again.model.video.to_dict() == dataclasses.asdict(config.video)
   longer = dataclasses.replace(config, num_frames=8, scan=False)
   folders = dict.fromkeys(("video", "text"), str(tmp_path / "export"))
   given = (tmp_path / "export" / "tokenizer.model").read_bytes()
