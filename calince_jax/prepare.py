@@ -9,18 +9,26 @@ processes, and writes records of JPEG frames with their captions
 be used is listed in DIR/ledger.csv: path, what, why, what to do. If it is
 interrupted, the same command resumes; on a finished data set it returns at
 once.
+
+Several processes, on one machine or on many that share a disk, write parts of
+the same data set: --shards=0/8 to --shards=7/8, as in a Slurm array. The last
+one to end makes the data set ready. With --runner=beam the workers of Apache
+Beam write the shards.
 """
 
 import dataclasses
+import shlex
 
 from absl import flags
 
 from calince_jax import cli
 from calince_jax.data.records.build import build
+from calince_jax.data.records.parts import ALL, parse_part
 from calince_jax.data.records.schema import DatasetInfo
 from calince_jax.data.sources.annotations import FORMATS
 from calince_jax.data.sources.choose import MANIFEST, choose_source
 from calince_jax.data.video.jpeg import Encoding
+from calince_jax.errors import UserError
 from calince_jax.files import check_place
 
 
@@ -46,6 +54,9 @@ class Options:
   source: str | None = None
   format: str = MANIFEST
   columns: str = ""
+  shards: str = str(ALL)
+  runner: str = "local"
+  beam_options: str = ""
 
   @property
   def encoding(self) -> Encoding:
@@ -87,12 +98,21 @@ def define_flags() -> None:
   number("memory_limit_mb", default.memory_limit_mb, most, 1, 2**20)
   most = "prepare stops when more than this share of the clips cannot be used"
   real("max_bad_fraction", default.max_bad_fraction, most, 0.0, 1.0)
+  which = "K/N writes shards K, K+N, ...; other processes write the others"
+  text("shards", str(ALL), which)
+  which = "this process and its children, or Apache Beam"
+  flags.DEFINE_enum("runner", "local", ["local", "beam"], which)
+  more = "of Beam's pipeline: '--runner=DataflowRunner --region=...'"
+  text("beam_options", "", more)
   flags.mark_flags_as_required(["out"])
   flags.mark_flags_as_mutual_exclusive(["manifest", "source"], required=True)
 
 
-def prepare(options: Options) -> DatasetInfo:
+def prepare(options: Options) -> DatasetInfo | None:
   """Makes the data set, or resumes making it.
+
+  Returns:
+    None where other processes have not yet written their --shards.
 
   Raises:
     UserError: the manifest cannot be read, too many clips are unusable, or
@@ -118,7 +138,18 @@ def prepare(options: Options) -> DatasetInfo:
     time_limit=options.time_limit,
     memory_limit_mb=options.memory_limit_mb,
     max_bad_fraction=options.max_bad_fraction,
+    part=parse_part(options.shards),
+    beam_options=_beam_options(options),
   )
+
+
+def _beam_options(options: Options) -> list[str] | None:
+  """Of Beam's pipeline; None where it is not used."""
+  if options.runner == "beam":
+    return shlex.split(options.beam_options)
+  if options.beam_options:
+    raise UserError("--beam_options needs --runner=beam")
+  return None
 
 
 if __name__ == "__main__":

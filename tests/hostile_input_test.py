@@ -178,7 +178,7 @@ def test_a_manifest_that_is_no_file_is_not_waited_for(films, tmp_path, kind):
 
 
 def test_names_are_no_formulas_for_a_spreadsheet(tmp_path):
-  with Ledger(tmp_path, 9, 1.0) as ledger:
+  with Ledger(tmp_path / "ledger.csv", 9, 1.0) as ledger:
     for path in ("=cmd|' /C calc'!A0", "-1+1.mp4", "a=b.mp4", "line\nend"):
       ledger.add(Problem(path, "what", "why", "what to do"))
   with open(tmp_path / "ledger.csv", newline="") as file:

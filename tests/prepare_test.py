@@ -17,7 +17,7 @@ import pytest
 from conftest import LISTENING
 from PIL import Image
 
-from calince_jax.data.records.plan import claim
+from calince_jax.data.records.parts import ALL, claim
 from calince_jax.data.records.reader import ClipReader, read_info
 from calince_jax.data.tokenizer import Tokenizer
 from calince_jax.errors import UserError
@@ -355,7 +355,7 @@ def test_wrong_flags_are_named(run, corpus, tmp_path, argument):
 
 def test_two_at_a_time_do_not_mix(corpus, tmp_path):
   with (
-    claim(tmp_path / "set"),
+    claim(tmp_path / "set", ALL),
     pytest.raises(UserError, match="another prepare is at work"),
   ):
     prepare(options(corpus, tmp_path / "set"))

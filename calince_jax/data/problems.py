@@ -60,20 +60,20 @@ class CorruptRecord(UserError):
 class Ledger:
   """Lists the problems of one prepare, and ends it when they are too many.
 
-  A context manager: ledger.csv is written when its block is left, also by an
+  A context manager: the file is written when its block is left, also by an
   exception.
   """
 
-  def __init__(self, out: pathlib.Path, total: int, max_bad_fraction: float):
+  def __init__(self, path: pathlib.Path, total: int, max_bad_fraction: float):
     """Starts an empty ledger.
 
     Args:
-      out: folder of the data set.
+      path: of the file.
       total: number of clips, the unusable ones included.
       max_bad_fraction: share of them that may be unusable, in [0, 1].
     """
     self.problems: list[Problem] = []
-    self._path = out / "ledger.csv"
+    self._path = path
     self._total, self._max = total, max_bad_fraction
 
   def __enter__(self) -> "Ledger":

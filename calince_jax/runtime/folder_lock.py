@@ -30,6 +30,7 @@ from calince_jax.files import in_bucket
 
 NAME = "lock.json"
 BEAT = 5.0  # seconds between two beats
+WAIT = 0.2  # seconds between two looks at a lock that is waited for
 STALE = 30.0  # seconds without a beat after which a holder counts as dead
 
 
@@ -71,6 +72,10 @@ def this_process() -> Holder:
   )
 
 
+class FolderHeld(UserError):
+  """Another process, which the message names, holds the folder."""
+
+
 @contextlib.contextmanager
 def held(
   folder: str | os.PathLike,
@@ -86,7 +91,7 @@ def held(
       taken the folder meanwhile; ends this one.
 
   Raises:
-    UserError: another process holds it, which is named.
+    FolderHeld: another process holds it.
   """
   me = this_process()
   lock = _Lock(epath.Path(folder) / NAME)
@@ -105,6 +110,37 @@ def held(
       lock.give_back(me)
   finally:
     lock.close()
+
+
+def check_free(folder: str | os.PathLike, what: str) -> None:
+  """Raises FolderHeld where a process holds the lock; see `held`."""
+  lock = _Lock(epath.Path(folder) / NAME)
+  try:
+    lock.check(what, str(folder))
+  finally:
+    lock.close()
+
+
+@contextlib.contextmanager
+def waited_for(
+  folder: str | os.PathLike,
+  what: str,
+  on_loss: Callable[[str], object],
+) -> Iterator[None]:
+  """As `held`, but waits for the end of a process that holds the lock."""
+  said = False
+  while True:
+    with contextlib.ExitStack() as stack:
+      try:
+        stack.enter_context(held(folder, what, on_loss))
+      except FolderHeld as error:
+        if not said:
+          print(f"waiting: {error}", flush=True)
+        said = True
+      else:
+        yield
+        return
+    time.sleep(WAIT)
 
 
 def end_process(message: str) -> None:
@@ -139,7 +175,19 @@ class _Lock:
       self._file = os.open(path, flags, 0o644)
 
   def take(self, me: Holder, what: str, folder: str) -> None:
-    """Writes `me`; UserError where another holder lives."""
+    """Writes `me`; FolderHeld where another holder lives."""
+    self.check(what, folder)
+    self.write(me, 0)
+    if not self._flocked:
+      # Two may have come at once: the last to write has it.
+      time.sleep(BEAT / 2)
+      other, _ = self.read()
+      if other is None or other.token != me.token:
+        who = "another process" if other is None else other.describe()
+        raise FolderHeld(f"{what} has just been started in {folder}: {who}")
+
+  def check(self, what: str, folder: str) -> None:
+    """FolderHeld where another holder lives; else has the kernel's lock."""
     refused = False
     if self._file is not None:
       try:
@@ -152,18 +200,10 @@ class _Lock:
     other, beat = self.read()
     if refused or (other is not None and self._lives(other, beat, folder)):
       who = "another process" if other is None else other.describe()
-      raise UserError(
+      raise FolderHeld(
         f"{what} is at work in {folder}: {who}; wait for its end, or choose"
         " another folder"
       )
-    self.write(me, 0)
-    if not self._flocked:
-      # Two may have come at once: the last to write has it.
-      time.sleep(BEAT / 2)
-      other, _ = self.read()
-      if other is None or other.token != me.token:
-        who = "another process" if other is None else other.describe()
-        raise UserError(f"{what} has just been started in {folder}: {who}")
 
   def _lives(self, other: Holder, beat: int, folder: str) -> bool:
     """Whether the holder that the file names is still there."""

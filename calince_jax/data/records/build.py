@@ -2,13 +2,15 @@
 
     source.scan -> plan (shards) -> tokenizer -> shards -> metadata
 
+One process writes all shards, or several at once each write a part of them
+(parts.py), or the workers of Apache Beam do (beam.py): the bytes are the same.
 Interrupted, the same work resumes at the first shard that is not written; on a
 finished data set it returns at once.
 """
 
+import functools
 import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,37 +19,26 @@ from typing import Any
 import tqdm
 
 from calince_jax.data.problems import Ledger, Problem
-from calince_jax.data.records.caption_lengths import (
-  describe_cut,
-  write_lengths,
-)
-from calince_jax.data.records.frame_places import heads_path
+from calince_jax.data.records import beam, caption_lengths, parts
+from calince_jax.data.records.finish import join
+from calince_jax.data.records.parts import Part
 from calince_jax.data.records.plan import (
-  WORK_FOLDER,
-  Note,
   Shard,
   begin,
   check_same,
-  claim,
   plan_shards,
   read_note,
   write_shard_of_clips,
 )
 from calince_jax.data.records.reader import read_info
-from calince_jax.data.records.schema import (
-  FORMAT_VERSION,
-  DatasetInfo,
-  shard_path,
-)
-from calince_jax.data.records.writer import check_splits, write_info
+from calince_jax.data.records.schema import DatasetInfo
+from calince_jax.data.records.writer import check_splits
 from calince_jax.data.sources.item import Clip, Source
 from calince_jax.data.tokenizer import Tokenizer, train_tokenizer
 from calince_jax.data.video.jpeg import Encoding
 from calince_jax.data.video.workers import DecodeWorkers
 from calince_jax.errors import UserError
 from calince_jax.files import file_sha256, write_atomic
-
-DEFAULT_TEXT_LENGTH = 32  # tokens, of configs/base.py
 
 
 def build(
@@ -62,7 +53,9 @@ def build(
   time_limit: float,
   memory_limit_mb: int,
   max_bad_fraction: float,
-) -> DatasetInfo:
+  part: Part = parts.ALL,
+  beam_options: Sequence[str] | None = None,
+) -> DatasetInfo | None:
   """Prepares a data set, or resumes, or finds it prepared.
 
   Args:
@@ -77,10 +70,16 @@ def build(
     time_limit: seconds for one clip.
     memory_limit_mb: address space of one decoding process, in MiB.
     max_bad_fraction: share of the clips that may be unusable, in [0, 1].
+    part: the shards to write; other processes write the others.
+    beam_options: of the pipeline of Apache Beam that writes the shards; None:
+      this process does.
+
+  Returns:
+    None where other processes have not yet written their shards.
 
   Raises:
-    UserError: the source cannot be read, too many clips are unusable, or `out`
-      holds something else.
+    UserError: the source cannot be read, too many clips are unusable, `out`
+      holds something else, or another process writes some of the same shards.
   """
   out = pathlib.Path(out)
   settings = asdict(encoding) | {
@@ -94,14 +93,15 @@ def build(
   if (out / "dataset.json").exists():
     return _reuse(out, settings)
   clips, problems = source.scan()
-  workers = DecodeWorkers(
-    num_workers or len(os.sched_getaffinity(0)),
-    encoding,
+  workers = functools.partial(
+    DecodeWorkers,
+    encoding=encoding,
     time_limit=time_limit,
     memory_limit_mb=memory_limit_mb,
   )
-  with claim(out):
-    ledger = Ledger(out, len(clips) + len(problems), max_bad_fraction)
+  with parts.claim(out, part):
+    total = len(clips) + len(problems)
+    ledger = Ledger(_ledger_path(out, part), total, max_bad_fraction)
     with ledger:
       for problem in problems:
         ledger.add(problem)
@@ -110,14 +110,38 @@ def build(
       _print_availability(clips, problems)
       plan = plan_shards(clips, clips_per_shard)
       check_splits(out, {shard.split for shard in plan})
-      begin(out, settings, clips)
-      _make_tokenizer(out, clips, tokenizer, vocab_size)
-      write_lengths(out, clips, Tokenizer(out / "tokenizer.model"))
-      with workers:
-        notes = _write_shards(out, plan, workers, ledger)
-    info = _finish(out, settings, clips, plan, notes)
-    _print_summary(out, info, plan, notes, ledger)
-  return info
+      with parts.alone(out):
+        if (out / "dataset.json").exists():
+          return _reuse(out, settings)
+        shared = parts.others_at_work(out, part)
+        begin(out, settings, clips, shared=shared)
+        _make_tokenizer(out, clips, tokenizer, vocab_size)
+        if not (out / caption_lengths.NAME).exists():
+          model = Tokenizer(out / "tokenizer.model")
+          caption_lengths.write_lengths(out, clips, model)
+      mine = plan[part.numbers]
+      if beam_options is None:
+        with workers(num_workers or len(os.sched_getaffinity(0))) as pool:
+          _write_shards(out, mine, pool, ledger)
+      else:
+        missing = [shard for shard in mine if read_note(out, shard) is None]
+        make = functools.partial(workers, num_workers or 1)
+        beam.write_shards(out, missing, make, beam_options)
+    try:
+      with parts.alone(out):
+        if not (out / "dataset.json").exists():
+          return join(out, settings, clips, problems, plan, max_bad_fraction)
+    except FileNotFoundError:  # the folder of the work is gone: it is done
+      if not (out / "dataset.json").exists():
+        raise
+  return read_info(out)
+
+
+def _ledger_path(out: pathlib.Path, part: Part) -> pathlib.Path:
+  """Of the problems that this process finds, until all are joined."""
+  if part == parts.ALL:
+    return out / "ledger.csv"
+  return out / parts.WORK_FOLDER / f"ledger-{part.k}-of-{part.n}.csv"
 
 
 def _print_availability(
@@ -134,7 +158,7 @@ def _reuse(out: pathlib.Path, settings: dict[str, Any]) -> DatasetInfo:
   check_same(
     out, {"manifest_sha256": info.manifest_sha256} | info.settings, settings
   )
-  shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+  parts.forget(out)
   print(f"{out} is already prepared and is reused; delete it to start over")
   return info
 
@@ -159,20 +183,20 @@ def _make_tokenizer(
 
 def _write_shards(
   out: pathlib.Path,
-  plan: Sequence[Shard],
+  shards: Sequence[Shard],
   workers: DecodeWorkers,
   ledger: Ledger,
-) -> list[Note]:
-  """Writes the shards that are not written yet; returns the notes of all."""
-  notes = [read_note(out, shard) for shard in plan]
+) -> None:
+  """Writes those shards that are not written yet."""
+  notes = [read_note(out, shard) for shard in shards]
   for problem in (p for note in notes if note for p in note.problems):
     ledger.add(problem)
-  missing = [i for i, note in enumerate(notes) if note is None]
-  total = sum(len(shard.clips) for shard in plan)
+  missing = [s for s, n in zip(shards, notes, strict=True) if n is None]
+  total = sum(len(shard.clips) for shard in shards)
   with tqdm.tqdm(
     desc="prepare",
     total=total,
-    initial=total - sum(len(plan[i].clips) for i in missing),
+    initial=total - sum(len(shard.clips) for shard in missing),
     unit=" clips",
     mininterval=0.5 if sys.stderr.isatty() else 15.0,
     postfix={"bad": len(ledger.problems)},
@@ -184,85 +208,5 @@ def _write_shards(
         progress.set_postfix(bad=len(ledger.problems), refresh=False)
       progress.update()
 
-    for i in missing:
-      notes[i] = write_shard_of_clips(out, plan[i], workers, report)
-  return notes
-
-
-def _finish(
-  out: pathlib.Path,
-  settings: dict[str, Any],
-  clips: Sequence[Clip],
-  plan: Sequence[Shard],
-  notes: Sequence[Note],
-) -> DatasetInfo:
-  """Writes the metadata, dataset.json last, and removes the notes."""
-  splits: dict[str, dict[str, int]] = {}
-  sizes: dict[str, list[tuple[int, int]]] = {}
-  for split in sorted({shard.split for shard in plan}):
-    mine = [n for s, n in zip(plan, notes, strict=True) if s.split == split]
-    if any(note.clips for note in mine):
-      splits[split] = {
-        "clips": sum(note.clips for note in mine),
-        "pairs": sum(note.pairs for note in mine),
-      }
-      sizes[split] = [(note.clips, note.bytes) for note in mine]
-    else:
-      for shard in (s for s in plan if s.split == split):
-        path = shard_path(out, split, shard.index, shard.count)
-        path.unlink(missing_ok=True)
-        heads_path(path).unlink(missing_ok=True)
-  if not splits:
-    raise UserError(f"no clip can be used; see {out / 'ledger.csv'}")
-  info = DatasetInfo(
-    format_version=FORMAT_VERSION,
-    name=out.resolve().name,
-    frame_rate=settings["frame_rate"],
-    short_side=settings["short_side"],
-    splits=splits,
-    num_pairs=sum(len(clip.captions) for clip in clips),
-    labels=sorted({label for note in notes for label in note.labels}),
-    manifest_sha256=settings["manifest_sha256"],
-    settings=settings,
-  )
-  write_info(out, info, sizes)
-  shutil.rmtree(out / WORK_FOLDER)
-  return info
-
-
-def _print_summary(
-  out: pathlib.Path,
-  info: DatasetInfo,
-  plan: Sequence[Shard],
-  notes: Sequence[Note],
-  ledger: Ledger,
-) -> None:
-  print(f"{'split':<12}{'clips':>10}{'pairs':>10}{'MB':>10}{'unusable':>10}")
-  for split in sorted({shard.split for shard in plan}):
-    mine = [n for s, n in zip(plan, notes, strict=True) if s.split == split]
-    row = [sum(getattr(n, key) for n in mine) for key in ("clips", "pairs")]
-    size = sum(note.bytes for note in mine) / 1e6
-    bad = sum(len(note.problems) for note in mine)
-    print(f"{split:<12}{row[0]:>10}{row[1]:>10}{size:>10.1f}{bad:>10}")
-    if split not in info.splits:
-      print(f"note: no clip of split {split!r} can be used; it is left out")
-  rows = len(ledger.problems) - sum(len(note.problems) for note in notes)
-  if rows:
-    print(f"{rows} rows of the manifest are unusable")
-  if ledger.problems:
-    print(f"why: {ledger.reasons()}; see {out / 'ledger.csv'}")
-  cut = sum(note.cut for note in notes)
-  if cut:
-    seconds = info.settings["max_frames"] / info.frame_rate
-    print(
-      f"note: of {cut} clips longer than {seconds:g} s only the first "
-      f"{info.settings['max_frames']} frames are kept (--max_frames)"
-    )
-  for split in info.splits:
-    cut = describe_cut(out, split, DEFAULT_TEXT_LENGTH)
-    if cut:
-      print(
-        f"note: {cut}; training cuts them unless config.data.text_length is"
-        " larger"
-      )
-  print(f"{out} is ready")
+    for shard in missing:
+      write_shard_of_clips(out, shard, workers, report)

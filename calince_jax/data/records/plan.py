@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from calince_jax.data.problems import Problem
+from calince_jax.data.records import caption_lengths
 from calince_jax.data.records.frame_places import heads_path
+from calince_jax.data.records.parts import WORK_FOLDER
 from calince_jax.data.records.schema import FILE_PREFIX, shard_path
 from calince_jax.data.records.writer import write_shard
 from calince_jax.data.sources.item import UNKNOWN, Clip
@@ -24,9 +26,6 @@ from calince_jax.data.video.open import ClipError
 from calince_jax.data.video.workers import DecodeWorkers, Request
 from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
-from calince_jax.runtime import folder_lock
-
-WORK_FOLDER = ".prepare"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,37 +166,23 @@ def _name(clip: Clip) -> str:
   return f"{clip.video} [{clip.start or 0:g}-{end} s]"
 
 
-# ------------------------------------------------------------ the folder
-
-
-@contextlib.contextmanager
-def claim(out: pathlib.Path) -> Iterator[None]:
-  """Makes the folder, and locks it for the length of the block.
-
-  Raises:
-    UserError: another prepare works in it, or it holds something else.
-  """
-  work = out / WORK_FOLDER
-  if out.exists() and not out.is_dir():
-    raise UserError(f"{out} is not a folder; choose another --out")
-  if out.exists() and not work.exists() and any(out.iterdir()):
-    raise UserError(
-      f"{out} is neither empty nor a prepared data set; choose another --out"
-    )
-  work.mkdir(parents=True, exist_ok=True)
-  with folder_lock.held(work, "another prepare", folder_lock.end_process):
-    yield
+# ------------------------------------------------------------ the start
 
 
 def begin(
-  out: pathlib.Path, settings: dict[str, Any], clips: Sequence[Clip]
+  out: pathlib.Path,
+  settings: dict[str, Any],
+  clips: Sequence[Clip],
+  *,
+  shared: bool,
 ) -> None:
   """Starts the work, or checks that the work that was started is the same.
 
   Args:
-    out: claimed.
+    out: claimed, and held alone.
     settings: what decides the content, besides the videos.
     clips: the usable ones.
+    shared: whether other processes are at work with what was started.
 
   Raises:
     UserError: there are shards of other settings or of another manifest.
@@ -213,9 +198,10 @@ def begin(
       ) from None
     if started == wanted:
       return
-    if [*path.parent.glob(f"{FILE_PREFIX}-*.json")]:  # finished shards
-      check_same(out, started, wanted)
-    for stale in [out / "tokenizer.model", *out.glob(f"{FILE_PREFIX}-*")]:
+    if shared or [*path.parent.glob(f"{FILE_PREFIX}-*.json")]:
+      check_same(out, started, wanted)  # for there are finished shards
+    names = ("tokenizer.model", caption_lengths.NAME)
+    for stale in [*(out / n for n in names), *out.glob(f"{FILE_PREFIX}-*")]:
       stale.unlink(missing_ok=True)
   write_atomic(path, json.dumps(wanted))
 

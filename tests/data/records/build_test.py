@@ -188,7 +188,7 @@ def test_the_digest_of_a_plan_is_that_of_earlier_versions(tmp_path):
     ),
   ]
   (tmp_path / plan.WORK_FOLDER).mkdir()
-  plan.begin(tmp_path, {"a": 1}, clips)
+  plan.begin(tmp_path, {"a": 1}, clips, shared=False)
   path = tmp_path / plan.WORK_FOLDER / "plan.json"
   assert json.loads(path.read_text()) == {
     "a": 1,
