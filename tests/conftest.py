@@ -185,7 +185,7 @@ def write_tiny_dataset(folder: Path) -> None:
       records.append(
         {
           "id": f"{split}-{i}",
-          "frames": [_frame(colour, right, t, i) for t in range(8)],
+          "frames": [picture(colour, right, t, i) for t in range(8)],
           "texts": captions,
           "pair_indices": [pair, pair + 1],
           "matched": [1, int(i % 5 != 0)],
@@ -220,7 +220,7 @@ def write_tiny_dataset(folder: Path) -> None:
   )
 
 
-def _frame(colour, right, t, i):
+def picture(colour, right, t, i):
   picture = Image.new("RGB", (40, 32), (i, 40, 60))
   x = 3 * t if right else 24 - 3 * t
   picture.paste(Image.new("RGB", (10, 10), colour), (x, 4 + i % 16))

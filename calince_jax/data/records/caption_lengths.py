@@ -15,6 +15,7 @@ import numpy as np
 
 from calince_jax.data.sources.item import Clip
 from calince_jax.data.tokenizer import Tokenizer
+from calince_jax.errors import UserError
 from calince_jax.files import write_atomic
 
 NAME = "captions.json"
@@ -43,14 +44,13 @@ def describe_cut(
   Returns:
     A sentence; "" where none has, or the data set is older than the file.
   """
-  path = pathlib.Path(directory) / NAME
   try:
-    counts = json.loads(path.read_text(encoding="utf-8"))[split]
-    total, cut = sum(counts), sum(counts[text_length + 1 :])
-  except FileNotFoundError:
+    counts = read_counts(directory, split)
+  except UserError as error:
+    return str(error)
+  if counts is None:
     return ""
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-    return f"{path} cannot be read ({error!r}); run prepare again"
+  total, cut = sum(counts), sum(counts[text_length + 1 :])
   if not cut:
     return ""
   return (
@@ -58,3 +58,25 @@ def describe_cut(
     f" {directory} have more than {text_length} tokens, the longest"
     f" {len(counts) - 1}"
   )
+
+
+def read_counts(directory: str | os.PathLike, split: str) -> list[int] | None:
+  """Reads how many captions of a split have 0, 1, 2 ... tokens.
+
+  Returns:
+    None where the data set is older than the file.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  path = pathlib.Path(directory) / NAME
+  try:
+    counts = json.loads(path.read_text(encoding="utf-8"))[split]
+    sum(counts)
+    return counts
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise UserError(
+      f"{path} cannot be read ({error!r}); run prepare again"
+    ) from None

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,6 +139,29 @@ class ClipReader:
         return read_frames(self._records.path(index), places[chosen])
 
     return head, Frames(len(places), read)
+
+  def describe(self, index: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Reads what a clip is, and no frame of it.
+
+    Args:
+      index: in [0, len(self)).
+
+    Returns:
+      A dict as `read` returns it, without the frames; and int64 [F, 2], bytes
+      and CRC-32 of each frame.
+
+    Raises:
+      IndexError: the index is out of range.
+      CorruptRecord: the record fails its checksum or cannot be parsed.
+    """
+    if self._heads is None:
+      record = self._read_one(index)
+      jpegs = record.pop("frames")
+      sums = [(len(jpeg), zlib.crc32(jpeg)) for jpeg in jpegs]
+      return record, np.array(sums, np.int64)
+    with self._checked(index):
+      head = decode_record(self._heads.read(index))
+      return head, places_of(head)[:, 1:]
 
   def _read_one(self, index: int) -> dict[str, Any]:
     with self._checked(index):

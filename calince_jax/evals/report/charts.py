@@ -148,6 +148,45 @@ def histogram_chart(
   return _svg(parts, description, height=22 + row * len(shares) + 18)
 
 
+def bar_chart(values: np.ndarray, *, unit: str, bars: int) -> Markup:
+  """How often values occur, up to their 99.5th percentile.
+
+  Args:
+    values: [N], at least one, not negative.
+    unit: of a value.
+    bars: at most so many; a bar of whole numbers holds as many as the others.
+  """
+  high = float(np.quantile(values, 0.995, method="higher"))
+  whole = np.issubdtype(values.dtype, np.integer)
+  if whole:
+    width = math.ceil((high + 1) / bars)
+    edges = np.arange(0, high + 1 + width, width)
+  else:
+    edges = np.linspace(0, high or 1.0, bars + 1)
+  counts, _ = np.histogram(values[values <= high], edges)
+  axes = Axes((0, edges[-1]), (0, counts.max()))
+  parts = [*axes.y_ticks(), *axes.x_ticks(unit)]
+  for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+    shown = f"{left:.4g} to {right - whole:.4g} {unit}: {count:,}"
+    parts.append(
+      Markup(
+        '<rect class="matched" x="{}" y="{}" width="{:.2f}" height="{:.2f}">'
+        "<title>{}</title></rect>"
+      ).format(
+        axes.x(left) + 0.5,
+        axes.y(count),
+        max(axes.x(right) - axes.x(left) - 1, 0.5),
+        axes.y(0) - axes.y(count),
+        shown,
+      )
+    )
+  description = (
+    f"Histogram of {len(values):,} values in {unit}: from {values.min():.4g} to"
+    f" {values.max():.4g}, median {np.median(values):.4g}"
+  )
+  return _svg(parts, description)
+
+
 def reliability_chart(rows: Sequence[dict], *, description: str) -> Markup:
   """How often pairs of a confidence are matched; the diagonal is ideal.
 

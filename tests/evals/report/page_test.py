@@ -347,7 +347,7 @@ def test_whatever_a_result_says_there_is_a_page_or_one_message(
 
 def test_the_command_speaks_to_the_person(tmp_path, results):
   for arguments, message in (
-    ([], "--workdir"),
+    ([], "Exactly one of (workdir, data)"),
     ([f"--workdir={tmp_path}"], "is it the --workdir of a training run?"),
   ):
     done = command(*arguments)
