@@ -115,6 +115,7 @@ class Optimizer:
     Check(_are_multipliers, "pairs of a regular expression and a number >= 0"),
   ]
   layer_decay: Annotated[float, Range("(0, 1]")]
+  trained_blocks: Annotated[int, Range("[0, 1000]")]
   frozen: Annotated[
     str,
     Check(
@@ -130,6 +131,7 @@ class Init:
 
   video: str
   text: str
+  model: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,7 +261,7 @@ def _model(where, values):
     lambda: ModelConfig(
       **values
       | {name: section(name) for name in ("video", "text")}
-      | {"control_ids": tuple(values["control_ids"])}
+      | {name: tuple(values[name]) for name in ("control_ids", "classes")}
     ),
   )
 

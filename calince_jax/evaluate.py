@@ -7,6 +7,7 @@ Tasks, several separated by commas:
   retrieval        zero-shot, text to video and video to text
   video_retrieval  by class: queries of --split, gallery of --train_split
   recognition      a linear probe on frozen features of --train_split
+  classification   by the classifier that finetune has trained
   calibration      how well mismatched pairs of --train_split are told apart
 
 Without a known truth, make one: --data=DATA --task=calibration --mismatch=0.3

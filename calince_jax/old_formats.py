@@ -42,9 +42,17 @@ ADDED_IN_4 = {
 }
 # Keys that configurations of format 4 may lack, with what they did.
 ADDED_TO_4 = {
-  "init": {"video": "", "text": ""},
-  "optimizer": {"multipliers": [], "layer_decay": 1.0, "frozen": ""},
+  "init": {"video": "", "text": "", "model": ""},
+  "model": {"classes": []},
+  "objective": {"classification_weight": 0.0, "label_smoothing": 0.0},
+  "optimizer": {
+    "multipliers": [],
+    "layer_decay": 1.0,
+    "trained_blocks": 0,
+    "frozen": "",
+  },
 }
+EXPORT_ADDED_TO_4 = {"model": {"classes": []}}
 EXPORT_IN_4 = {"model": {"centre": False}}
 SAMPLING_IN_4 = {"resize": "antialiased", "colour_jitter": 0.0}
 FLIPS = {False: "never", True: "always"}
@@ -99,7 +107,7 @@ def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:
     document = _with_added(document, EXPORT_IN_4)
     if isinstance(document.get("preprocessing"), Mapping):
       document["preprocessing"] = _with_sampling(document["preprocessing"])
-  return document
+  return _with_added(document, EXPORT_ADDED_TO_4)
 
 
 def _with_added(config, added):

@@ -114,12 +114,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.predictive_task = "masked_text"  # or caption, latent
   config.model.predictive_depth = 2  # decoder blocks
   config.model.mask_rate = 0.3  # of the words, of masked_text
+  # Names of the classes that a classifier on the video tower's feature tells
+  # apart; finetune takes them from the labels of the data.
+  config.model.classes = ()
 
   # Folders of weights that the towers start from ("": fresh ones), see
   # docs/towers.md. Read once: a resumed run does not need them.
   config.init = ml_collections.ConfigDict()
   config.init.video = ""  # ViT, CLIP, SigLIP, DINOv2, I3D; an export
   config.init.text = ""  # BERT, DistilBERT, MiniLM, CLIP; an export
+  config.init.model = ""  # an export or a run, for towers and heads: finetune
 
   config.objective = ml_collections.ConfigDict()
   # A tenth: with 1 each, the encoders serve the other two terms at the cost of
@@ -127,6 +131,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.correspondence_weight = 0.1  # lambda_c
   config.objective.contrastive_weight = 1.0  # lambda_n
   config.objective.predictive_weight = 0.1  # lambda_p
+  # Of the cross entropy of model.classes.
+  config.objective.classification_weight = 0.0  # lambda_y
+  config.objective.label_smoothing = 0.0  # of its targets
   # Each pair's l_i: infonce, or a loss that Cali-NCE is compared with: rince,
   # gce, mixture, albef, norton, siglip, mil_nce, mil_nce_released.
   config.objective.contrastive = "infonce"
@@ -188,6 +195,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Below 1: in each tower, a block's learning rate is this times that of the
   # block after it.
   config.optimizer.layer_decay = 1.0
+  # Above 0: only so many last blocks of each tower are trained, and what comes
+  # after them.
+  config.optimizer.trained_blocks = 0
   # Parameters whose path this regular expression is found in stay as they are;
   # "": none.
   config.optimizer.frozen = ""

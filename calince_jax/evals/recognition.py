@@ -72,20 +72,18 @@ def linear_probe(
 
   test_classes, of_class = np.unique(test_labels, return_inverse=True)
   known = np.isin(test_classes, classes)
-  hits = _hits(_ranking(votes), classes, test_labels)
+  hits = hits_of(votes, classes, test_labels)
   usual = np.broadcast_to(frequency, votes.shape)
   uniform = {1: 1 / len(classes), 5: min(5, len(classes)) / len(classes)}
   return {
-    "metrics": _accuracies(hits, of_class),
-    "intervals": _intervals(hits, of_class, seed),
+    "metrics": accuracies(hits, of_class),
+    "intervals": intervals(hits, of_class, seed),
     "chance": {
       "top1": 100 * uniform[1] * float(known[of_class].mean()),
       "top5": 100 * uniform[5] * float(known[of_class].mean()),
       "mean_class": 100 * uniform[1] * float(known.mean()),
     },
-    "majority": _accuracies(
-      _hits(_ranking(usual), classes, test_labels), of_class
-    ),
+    "majority": accuracies(hits_of(usual, classes, test_labels), of_class),
     "protocol": {
       "probe": "logistic regression on standardised frozen features",
       "regularisation": f"C = {strength:g}, {how}",
@@ -177,30 +175,35 @@ def _checked(
   return features, labels
 
 
-def _ranking(votes: np.ndarray) -> np.ndarray:
-  return np.argsort(-votes, axis=1, kind="stable")
-
-
-def _hits(
-  ranking: np.ndarray, classes: np.ndarray, labels: np.ndarray
+def hits_of(
+  votes: np.ndarray, classes: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Which test clips have their class first, or among the first five."""
+  """Which clips have their class first, or among the first five, bool [N].
+
+  Args:
+    votes: float [N, C].
+    classes: C names.
+    labels: N names.
+  """
+  ranking = np.argsort(-votes, axis=1, kind="stable")
   right = classes[ranking[:, :5]] == labels[:, None]
   return {"top1": right[:, 0], "top5": right.any(axis=1)}
 
 
-def _accuracies(
+def accuracies(
   hits: dict[str, np.ndarray], of_class: np.ndarray
 ) -> dict[str, float]:
+  """top1, top5 and mean_class of `hits_of`, in percent; of_class int [N]."""
   share, _ = _share_per_class(hits["top1"], of_class)
   return {name: 100 * float(hit.mean()) for name, hit in hits.items()} | {
     "mean_class": 100 * float(share.mean())
   }
 
 
-def _intervals(
+def intervals(
   hits: dict[str, np.ndarray], of_class: np.ndarray, seed: int
 ) -> dict[str, list[float]]:
+  """The 95 % interval of each of `accuracies`, [low, high]."""
   share, count = _share_per_class(hits["top1"], of_class)
   rng = np.random.default_rng(seed)
   # Resampling the clips of a class with replacement = a binomial draw.

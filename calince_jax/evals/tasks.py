@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from calince_jax import config as config_lib
 from calince_jax.data.input.label_noise import MismatchedReader, mismatched
 from calince_jax.data.records.reader import ClipReader
 from calince_jax.errors import UserError, check_choice
-from calince_jax.evals import calibration_metrics, recognition, retrieval
+from calince_jax.evals import (
+  calibration_metrics,
+  classification,
+  recognition,
+  retrieval,
+)
 from calince_jax.evals.report import examples
 from calince_jax.evals.report.thumbnails import film_strip
 from calince_jax.inference import encode, score
@@ -119,11 +125,17 @@ class Evaluation:
 
   @functools.cache  # noqa: B019
   def videos(self, split: str) -> dict[str, np.ndarray]:
-    """`embedding` [N, D] and `feature` [N, width] of each clip of a split."""
+    """`embedding` [N, D] and `feature` [N, width] of each clip of a split.
+
+    And `class_probability` [N, C], where the model has classes.
+    """
 
     def encode_video(video):
       outputs = self.model.video_outputs(video)
-      return {name: outputs[name] for name in ("embedding", "feature")}
+      wanted = {name: outputs[name] for name in ("embedding", "feature")}
+      if self.model.config.classes:
+        wanted["class_probability"] = jax.nn.softmax(outputs["class_logits"])
+      return wanted
 
     opened = self.opened(split)
     sums = encode.encode_videos(opened, encode_video)
@@ -265,6 +277,25 @@ def recognition_task(e: Evaluation) -> dict[str, Any]:
   return result
 
 
+def classification_task(e: Evaluation) -> dict[str, Any]:
+  """The model's own classifier, its probabilities averaged over the views."""
+  split, classes = e.options.split, e.model.config.classes
+  if not classes:
+    raise UserError(
+      "--task=classification needs a model with a classifier, which python -m"
+      " calince_jax.finetune --config=configs/finetune_recognition.py trains"
+    )
+  result = classification.accuracy(
+    e.videos(split)["class_probability"],
+    classes,
+    [clip["label"] for clip in e.opened(split).clips],
+    seed=e.options.seed,
+  )
+  task = "classification by the fine-tuned classifier"
+  result["protocol"] = {"task": task} | result["protocol"]
+  return result
+
+
 def calibration_task(e: Evaluation) -> dict[str, Any]:
   """How far each pair of the training split is to be trusted.
 
@@ -332,5 +363,6 @@ TASKS = {
   "retrieval": retrieval_task,
   "video_retrieval": video_retrieval_task,
   "recognition": recognition_task,
+  "classification": classification_task,
   "calibration": calibration_task,
 }

@@ -148,18 +148,16 @@ def mean_over_views(
   """The mean over test views of what `encode_videos` returned.
 
   Args:
-    sums: `embedding` float32 [N, D] and `feature` float32 [N, width].
+    sums: `embedding` float32 [N, D] and others, float32 [N, ...].
     num_views: that each is the sum of.
 
   Returns:
-    `embedding`, normalised again, and `feature`.
+    `embedding`, normalised again, and the mean of each other.
   """
   embedding = sums["embedding"]
   norm = np.linalg.norm(embedding, axis=1, keepdims=True)
-  return {
-    "embedding": embedding / np.maximum(norm, 1e-6),
-    "feature": sums["feature"] / num_views,
-  }
+  means = {name: value / num_views for name, value in sums.items()}
+  return means | {"embedding": embedding / np.maximum(norm, 1e-6)}
 
 
 def without_frames(reader: ClipReader, index: int) -> dict[str, Any]:

@@ -133,6 +133,22 @@ class VideoTextModel:
       calibration.inference_confidence(self.calibration, outputs)[1]
     )
 
+  def class_probability(self, video: np.ndarray) -> np.ndarray:
+    """P(class | clip) by the fine-tuned classifier, float32 [B, C].
+
+    The names of the C classes are `config.classes`.
+
+    Raises:
+      UserError: the model has no classifier, or see `encode_video`.
+    """
+    if not self.config.classes:
+      raise UserError(
+        "this model has no classifier; python -m calince_jax.finetune trains"
+        " one"
+      )
+    logits = self._encode_video(video)["class_logits"]
+    return np.asarray(jax.nn.softmax(logits))
+
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The token ids of B texts, int32 [B, L], and a bool mask [B, L]."""
     return self.tokenizer.encode(as_texts(texts), self.config.text_length)

@@ -2,6 +2,7 @@
 
     L = lam_c L_corr + lam_n sum_i w_i l_i / sum_i w_i + lam_p L_pred
 
+and, when a model is fine-tuned to tell classes apart, + lam_y L_class.
 With w = 1 it is plain co-training; with lam_c = lam_p = 0 as well, InfoNCE.
 A pair's weight w comes from its alignment score (losses/calibration.py), so
 the total factorises into the correspondence p(c | v, t) and what is learned
@@ -17,7 +18,12 @@ import jax.numpy as jnp
 
 from calince_jax import fields
 from calince_jax.fields import DERIVED, OneOf, Range
-from calince_jax.losses import calibration, contrastive, density_ratio
+from calince_jax.losses import (
+  calibration,
+  classification,
+  contrastive,
+  density_ratio,
+)
 from calince_jax.losses.calibrated_nce import weighted_mean
 from calince_jax.losses.predictive import predictive_loss
 from calince_jax.losses.tiled_nce import Tiling
@@ -39,6 +45,8 @@ class Objective:
   correspondence_weight: Annotated[float, Range("[0, 1e6]")]  # lam_c
   contrastive_weight: Annotated[float, Range("[0, 1e6]")]  # lam_n
   predictive_weight: Annotated[float, Range("[0, 1e6]")]  # lam_p
+  classification_weight: Annotated[float, Range("[0, 1e6]")]  # lam_y
+  label_smoothing: Annotated[float, Range("[0, 1)")]
   contrastive: Annotated[str, OneOf(contrastive.LOSSES)]  # l_i
   mask_duplicates: bool
   num_negatives: Annotated[int, Range("[1, 1e6]")]  # K
@@ -60,9 +68,10 @@ class Objective:
       self.correspondence_weight,
       self.contrastive_weight,
       self.predictive_weight,
+      self.classification_weight,
     )
     if not any(weights):
-      raise ValueError("all three weights are 0: there is nothing to learn")
+      raise ValueError("all weights are 0: there is nothing to learn")
     if not self.correspondence_weight and self.needs_head:
       raise ValueError(
         f"confidence={self.confidence!r} with scorer={self.scorer!r} needs the"
@@ -120,9 +129,12 @@ def co_training_loss(
       logits of the head that is trained on the pair and of the one that is not
       (absent where correspondence_weight is 0); `prediction` (absent where
       predictive_weight is 0), see losses/predictive.py; for `siglip`
-      `logit_bias` []; for `albef` `momentum_video`, `momentum_text` [N, D].
+      `logit_bias` []; for `albef` `momentum_video`, `momentum_text` [N, D];
+      where classification_weight is not 0 `class_logits` [N, C].
     batch: `pair_index` int32 [N] and `matched` int8 [N]: 1 matched, 0
       mismatched, -1 unknown. Only the confidence `oracle` uses `matched`.
+      `label` int32 [N], the number of a clip's class, -1 unknown, where
+      classification_weight is not 0.
     state: statistics of the raw scores, see calibration.init_state.
     step: int32 [], steps done, for the warm-up of the weights.
 
@@ -166,11 +178,16 @@ def co_training_loss(
       pairs["finite"] &= jnp.isfinite(nats)
     w = weights if objective.weigh_predictive else jnp.ones_like(weights)
     terms["predictive"] = weighted_mean(nats, w)
+  if objective.classification_weight:
+    terms["classification"], metrics["class_accuracy"] = classification.loss(
+      outputs["class_logits"], batch["label"], objective.label_smoothing
+    )
 
   lam = {
     "correspondence": objective.correspondence_weight,
     "contrastive": objective.contrastive_weight,
     "predictive": objective.predictive_weight,
+    "classification": objective.classification_weight,
   }
   loss = sum(lam[name] * term for name, term in terms.items())
   metrics |= terms | _batch_metrics(outputs, weights) | {"loss": loss}

@@ -1,6 +1,7 @@
 """The video-text model: two towers, their projections, and two heads.
 
 video --> VideoViT --------> feature --> projection --> video [B, D]
+                         |         |--> classifier (where there are classes)
               tokens ----+                                 |
                          |              correspondence head g(v, t)
 text ---> TextTransformer|--> feature --> projection --> text [B, D]
@@ -43,6 +44,14 @@ TEXT_TOWERS = {
 MAX_LOG_LOGIT_SCALE = 4.6051702
 PREDICTIVE_TASKS = ("masked_text", "caption", "latent")
 LATENT_LOGIT_SCALE = 10.0
+
+
+def _are_names(value):
+  return (
+    fields.is_list(value)
+    and all(isinstance(name, str) and name for name in value)
+    and len(set(value)) == len(value)
+  )
 
 
 def _are_ids(value):
@@ -88,6 +97,9 @@ class ModelConfig:
   predictive_task: Annotated[str, OneOf(PREDICTIVE_TASKS)]
   predictive_depth: Annotated[int, Range("[0, 1000]")]
   mask_rate: Annotated[float, Range("[0, 1]")]
+  classes: Annotated[
+    tuple[str, ...], Check(_are_names, "a list of different names")
+  ]
 
   def __post_init__(self):
     fields.check_instance(self)
@@ -160,6 +172,8 @@ class CaliNCE(nn.Module):
       )
       for _ in range(1 + c.cross_fit)
     ]
+    if c.classes:
+      self.classifier = transformer.dense(len(c.classes))
     if c.predictive_task == "latent":
       self.latent_predictor = transformer.MLP(2 * c.embedding_dim)
     else:
@@ -176,17 +190,21 @@ class CaliNCE(nn.Module):
     """uint8 [B, T, H, W, 3] -> `embedding` [B, D], `feature`, `tokens`.
 
     All float32; the embedding is L2-normalised. `projected` [B, D] is the
-    embedding before it is centred and normalised.
+    embedding before it is centred and normalised; `class_logits` [B, C] are
+    those of `config.classes`, where there are any.
     """
     feature, tokens = self.video_encoder(video, deterministic=deterministic)
     projected = spread(self.video_projection(feature))
     centre = self.video_centre if self.config.centre else None
-    return {
+    encoded = {
       "embedding": _embedding(projected, centre),
       "projected": projected,
       "feature": feature,
       "tokens": tokens,
     }
+    if self.config.classes:
+      encoded["class_logits"] = spread(self.classifier(feature))
+    return encoded
 
   def encode_text(
     self, ids: jax.Array, mask: jax.Array, *, deterministic: bool = True
@@ -293,8 +311,8 @@ class CaliNCE(nn.Module):
 
     Returns:
       `video` and `text`, what `encode_video` and `encode_text` return as far
-      as `relate` looks at it; and, where asked for, `prediction`, see
-      losses/predictive.py.
+      as `relate` looks at it; where asked for, `prediction`, see
+      losses/predictive.py; and `class_logits`, where there are classes.
     """
     video = self.encode_video(batch["video"], deterministic=deterministic)
     ids, mask = batch["text_ids"], batch["text_mask"]
@@ -312,6 +330,8 @@ class CaliNCE(nn.Module):
     encoded = {"video": self._related(video), "text": self._related(text)}
     if with_prediction:
       encoded["prediction"] = self._predict(batch, video, hidden, deterministic)
+    if self.config.classes:
+      encoded["class_logits"] = video["class_logits"]
     return encoded
 
   def _related(self, encoded):
@@ -476,7 +496,7 @@ def dummy_batch(config: ModelConfig, batch_size: int) -> dict[str, jax.Array]:
   """A batch of the right shapes and dtypes, for shape evaluation."""
   B, L = batch_size, config.text_length
   T, S = config.num_frames, config.image_size
-  return {
+  batch = {
     "video": jnp.zeros((B, T, S, S, 3), jnp.uint8),
     "text_ids": jnp.ones((B, L), jnp.int32),
     "text_mask": jnp.ones((B, L), bool),
@@ -484,3 +504,6 @@ def dummy_batch(config: ModelConfig, batch_size: int) -> dict[str, jax.Array]:
     "matched": jnp.ones((B,), jnp.int8),
     "preempted": jnp.zeros((B,), bool),
   }
+  if config.classes:
+    batch["label"] = jnp.zeros((B,), jnp.int32)
+  return batch

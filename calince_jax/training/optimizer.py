@@ -64,7 +64,8 @@ def multipliers(settings: Optimizer, params: Any) -> Any:
   tower of `depth` blocks with d = layer_decay, block i (from 0) has d^(depth -
   i), what stands before the blocks d^(depth + 1), and what comes after them 1
   (Clark et al., 2020; Bao et al., 2022). Times the first match of
-  `multipliers`; 0 where `frozen` is found.
+  `multipliers`; 0 where `frozen` is found, and with `trained_blocks` for all
+  but so many last blocks of a tower and what comes after them.
   """
   names = {
     path_name(path): leaf.shape
@@ -79,9 +80,11 @@ def multipliers(settings: Optimizer, params: Any) -> Any:
     matching = (
       m for pattern, m in settings.multipliers if re.search(pattern, name)
     )
-    return next(matching, 1.0) * settings.layer_decay ** _above(
-      name, leaf, depths
-    )
+    above = _above(name, leaf, depths)
+    factor = next(matching, 1.0) * settings.layer_decay**above
+    if settings.trained_blocks:
+      factor = jnp.where(above <= settings.trained_blocks, factor, 0.0)
+    return factor
 
   return jax.tree_util.tree_map_with_path(of, params)
 
@@ -141,7 +144,8 @@ def make_optimizer(
       mask=decay_mask,
     ),
   ]
-  if settings.multipliers or settings.frozen or settings.layer_decay != 1:
+  changed = settings.multipliers or settings.frozen or settings.trained_blocks
+  if changed or settings.layer_decay != 1:
     steps = [_frozen(settings), *steps, _multiplied(settings)]
   return optax.chain(*steps)
 

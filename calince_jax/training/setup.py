@@ -76,6 +76,8 @@ def compile_training(
     UserError: two values do not fit each other.
   """
   sharding.check_batch_size(config["batch_size"], mesh)
+  if config["objective"]["classification_weight"]:
+    check_classes(config["model"]["classes"])
   model = config_lib.model_config(config, vocabulary).build()
   tx, schedule = open_optimizer(config)
   objective = config_lib.objective(config, config_lib.tiling(config, mesh))
@@ -106,6 +108,16 @@ def compile_training(
     ),
     step=train_step.shard_train_step(step, layout, mesh),
   )
+
+
+def check_classes(classes: Sequence[str]) -> None:
+  """UserError where there are too few to tell apart."""
+  if len(classes) < 2:
+    raise UserError(
+      "config.objective.classification_weight needs at least two names in"
+      " config.model.classes; python -m calince_jax.finetune takes them from"
+      " the labels of the data"
+    )
 
 
 def open_training(
@@ -191,7 +203,7 @@ def open_warm_start(
     UserError: see warm_start.read_all.
   """
   folders = config["init"]
-  named = [folders[kind] for kind in warm_start.KINDS if folders[kind]]
+  named = [folder for folder in folders.values() if folder]
   if not named:
     return None
   leaves = jax.tree_util.tree_leaves_with_path(training.abstract.params)
@@ -339,6 +351,7 @@ def train_batches(
     first_step=first_step,
     cache=config["data"]["cache"],
     corrupt_records=corrupt_records,
+    classes=config["model"]["classes"],
   )
 
 

@@ -21,7 +21,7 @@ from calince_jax.files import check_plain_file
 from calince_jax.models import transformer
 from calince_jax.models.cali_nce import ModelConfig
 from calince_jax.runtime.sharding import path_name
-from calince_jax.warm_start import architectures, convert, inflate
+from calince_jax.warm_start import architectures, convert, inflate, whole
 from calince_jax.warm_start.fit import STATUSES, Row, fit, unstacked
 from calince_jax.warm_start.weights import Weights
 
@@ -63,7 +63,8 @@ def read_all(
   Args:
     shapes: of the parameters, by path.
     config: of the model.
-    folders: {"video": folder, "text": folder}; "" for none.
+    folders: {"video": folder, "text": folder, "model": folder}; "" for none,
+      and `model`, an export or a run, is for all parameters.
     tokenizer: the content of the run's.
 
   Returns:
@@ -74,11 +75,19 @@ def read_all(
     UserError: a folder is damaged, of another architecture, or does not fit
       the model.
   """
+  if folders["model"]:
+    if folders["video"] or folders["text"]:
+      raise UserError(
+        "config.init.model names the weights of both towers; leave out"
+        " config.init.video and config.init.text"
+      )
+    check_tokenizer(folders["model"], tokenizer)
+    return whole.read(folders["model"], shapes)
   values, rows = {}, []
   for kind in KINDS:
     if folders[kind]:
       if kind == "text":
-        _check_tokenizer(folders[kind], tokenizer)
+        check_tokenizer(folders[kind], tokenizer)
       found, report = read(folders[kind], kind, config, shapes)
       values |= found
       rows += report
@@ -254,7 +263,7 @@ def _cut_vocabulary(arrays, marks, size, folder):
     marks[name] = ("loaded", f"the first {size} of {rows} rows")
 
 
-def _check_tokenizer(folder, tokenizer):
+def check_tokenizer(folder: str, tokenizer: bytes) -> None:
   """UserError unless the run's tokenizer is that of the weights."""
   for name in TOKENIZERS:
     path = Path(folder) / name

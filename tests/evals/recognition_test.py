@@ -96,7 +96,7 @@ def test_rare_classes_do_not_stop_the_probe():
 def test_mean_class_weighs_classes_not_clips():
   hits = {"top1": np.array([1, 1, 1, 0], bool)}
   of_class = np.array([0, 0, 0, 1])
-  got = recognition._accuracies(hits, of_class)
+  got = recognition.accuracies(hits, of_class)
   assert got == {"top1": 75, "mean_class": 50}
 
 

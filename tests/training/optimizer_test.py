@@ -21,6 +21,7 @@ SETTINGS = Optimizer(
   ema_decay=0.9,
   multipliers=(),
   layer_decay=1.0,
+  trained_blocks=0,
   frozen="",
 )
 
@@ -120,6 +121,15 @@ def test_a_block_learns_slower_than_the_one_after_it():
   }
   for name, ratio in expected.items():
     np.testing.assert_allclose(ratios[name], ratio, rtol=1e-3, err_msg=name)
+
+
+def test_only_the_last_blocks_are_trained():
+  for name, far in stepped(trained_blocks=1).items():
+    if "spatial/blocks" in name:
+      assert not far[:2].any() and far[2].all()
+    else:
+      first = "patch" in name or "position" in name or "block_0" in name
+      assert far.any() != first, name
 
 
 def test_the_first_expression_that_is_found_counts():

@@ -42,6 +42,7 @@ def train_batches(
   first_step: int,
   cache: bool = False,
   corrupt_records: CorruptRecordLog | None = None,
+  classes: Sequence[str] = (),
   prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this host's rows of each global batch from `first_step` on.
@@ -61,12 +62,14 @@ def train_batches(
       (clip_cache.py says what); the samples are the same.
     corrupt_records: lists them, and counts the samples that take another
       record for theirs; None: the first one is an error.
+    classes: names of labels; where there are some, batches have their numbers.
     prefetch: batches that are made ahead.
 
   Yields:
     {video uint8 [b, T, S, S, 3], text_ids int32 [b, L], text_mask bool
     [b, L], pair_index int32 [b], matched int8 [b]: 1 the text is known to
-    belong to the video, 0 known not to, -1 unknown}.
+    belong to the video, 0 known not to, -1 unknown}; with `classes` also label
+    int32 [b], -1 for clips of none of them.
 
   Raises:
     UserError: a frame does not decode, or there are too many corrupt records,
@@ -83,6 +86,7 @@ def train_batches(
     seed=seed,
     cache=cache,
     corrupt_records=corrupt_records,
+    classes=classes,
   )
 
   def position(k):  # k counts this host's samples, p all hosts'

@@ -38,6 +38,7 @@ class Draw(NamedTuple):
     colours: float32 [4, 3], see sampling.sample_colours.
     text: a caption.
     pair_index, matched: of the caption.
+    label: the number of the clip's class, -1 for none.
   """
 
   frames: np.ndarray
@@ -47,6 +48,7 @@ class Draw(NamedTuple):
   text: str
   pair_index: int
   matched: int
+  label: int
 
 
 class TrainSamples:
@@ -68,6 +70,7 @@ class TrainSamples:
     seed: int,
     cache: bool,
     corrupt_records: CorruptRecordLog | None,
+    classes: Sequence[str] = (),
   ):
     """See batches.train_batches; with `cache`, reads everything now."""
     self._readers = readers
@@ -76,6 +79,7 @@ class TrainSamples:
     self._text_length = text_length
     self._seed = seed
     self._corrupt_records = corrupt_records
+    self._number = {name: number for number, name in enumerate(classes)}
     self._mix = Mix(weights)
     sizes = [len(reader) for reader in readers]
     self._address = sampling.addresses(self._mix, sizes, seed)
@@ -99,10 +103,10 @@ class TrainSamples:
 
     once = functools.cache(encode)
     self._encode = remembered if cache else encode_all
-    # frames, box, flip, colours, ids, mask, pair, matched
+    # frames, box, flip, colours, ids, mask, pair, matched, label
     self.types = [tf.uint8 if self._decoded else tf.string, tf.int32, tf.bool]
     self.types += [tf.float32]
-    self.types += [tf.int32, tf.bool, tf.int32, tf.int8]
+    self.types += [tf.int32, tf.bool, tf.int32, tf.int8, tf.int32]
 
   def columns(self, p: np.ndarray) -> list[np.ndarray]:
     """Returns the samples at positions p [n], one array [n, ...] a field.
@@ -113,15 +117,14 @@ class TrainSamples:
     d, index = self._address(p)
     rows = list(map(self._sample, p.tolist(), d, index))
     frames, draws = zip(*rows, strict=True)
-    _, boxes, flips, colours, texts, pairs, matched = zip(*draws, strict=True)
+    _, boxes, flips, colours, texts, *numbers = zip(*draws, strict=True)
     columns = (
       frames,
       boxes,
       flips,
       colours,
       *self._encode(texts),
-      pairs,
-      matched,
+      *numbers,
     )
     return [
       np.array(column, dtype.as_numpy_dtype)
@@ -129,7 +132,7 @@ class TrainSamples:
     ]
 
   def finish(
-    self, frames, box, flip, colours, ids, mask, pair, matched
+    self, frames, box, flip, colours, ids, mask, pair, matched, label
   ) -> dict[str, tf.Tensor]:
     """Decodes one sample of `columns` and names its fields."""
     T, S = self._settings.num_frames, self._settings.image_size
@@ -142,13 +145,16 @@ class TrainSamples:
       video = frames_lib.recoloured(video, colours)
     if self._settings.flip != "never":
       video = tf.cond(flip, lambda: tf.reverse(video, [2]), lambda: video)
-    return {
+    sample = {
       "video": video,
       "text_ids": tf.ensure_shape(ids, [self._text_length]),
       "text_mask": tf.ensure_shape(mask, [self._text_length]),
       "pair_index": tf.ensure_shape(pair, []),
       "matched": tf.ensure_shape(matched, []),
     }
+    if self._number:
+      sample["label"] = tf.ensure_shape(label, [])
+    return sample
 
   def count(self, p: np.ndarray) -> None:
     """Counts the samples at positions p [n] in the log of corrupt records.
@@ -223,4 +229,5 @@ class TrainSamples:
       record["texts"][chosen],
       record["pair_indices"][chosen] + self._pair_offsets[d],
       record["matched"][chosen],
+      self._number.get(record["label"], -1),
     )
