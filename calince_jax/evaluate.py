@@ -8,7 +8,11 @@ Tasks, several separated by commas:
   video_retrieval  by class: queries of --split, gallery of --train_split
   recognition      a linear probe on frozen features of --train_split
   classification   by the classifier that finetune has trained
+  zero_shot        the class whose prompts a clip is nearest to
   calibration      how well mismatched pairs of --train_split are told apart
+
+--protocol=msrvtt_1ka and the like (docs/evaluation.md) choose task, split and
+test views, and say what is missing of the test set.
 
 Without a known truth, make one: --data=DATA --task=calibration --mismatch=0.3
 exchanges the captions of 30 % of the clips of --train_split. On the run's own
@@ -25,7 +29,7 @@ from absl import flags
 
 from calince_jax import cli
 from calince_jax.data.input.mismatch_kinds import KINDS
-from calince_jax.evals import results, tasks
+from calince_jax.evals import protocols, results, tasks
 from calince_jax.evals.tasks import Options
 from calince_jax.files import check_place
 from calince_jax.inference.from_run import PARAMS
@@ -36,6 +40,11 @@ def define_flags() -> None:
   """Defines the command line."""
   text, number = flags.DEFINE_string, flags.DEFINE_integer
   text("workdir", None, "The run folder (--workdir of train).")
+  text(
+    "protocol",
+    None,
+    f"A published protocol: {', '.join(protocols.PROTOCOLS)}.",
+  )
   text("task", Options.task, "The tasks, separated by commas; see above.")
   text(
     "data",

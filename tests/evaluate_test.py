@@ -22,7 +22,13 @@ from calince_jax.evals import tasks
 from calince_jax.inference import score
 from calince_jax.training import setup
 
-TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
+TASKS = (
+  "retrieval",
+  "video_retrieval",
+  "recognition",
+  "zero_shot",
+  "calibration",
+)
 
 
 def run_tasks(workdir, task="retrieval", **more):
@@ -90,7 +96,7 @@ def test_every_result_states_its_protocol(results, tiny_dataset):
 
 
 def test_metrics_are_in_range_with_chance_beside(results):
-  for task in ("retrieval", "video_retrieval", "recognition"):
+  for task in ("retrieval", "video_retrieval", "recognition", "zero_shot"):
     metrics, chance = results[task]["metrics"], results[task]["chance"]
     assert metrics.keys() == chance.keys()
     for name, value in (metrics | {}).items():

@@ -71,6 +71,31 @@ def count_blocks(
   return [np.concatenate(column) for column in zip(*counts, strict=True)]
 
 
+def ndcg(similarities: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+  """nDCG@k of each query, expected over random orders of ties, float64 [Q].
+
+  DCG = sum_p rel_p / log2(1 + p) over places p = 1..k, over that of the best
+  order (Jarvelin and Kekalainen, 2002). Of tied items each has the share of
+  right ones among them (McSherry and Najork, 2008).
+
+  Args:
+    similarities: float32 [Q, G].
+    relevant: bool [Q, G], at least one in each row.
+    k: places that count.
+  """
+  G = similarities.shape[1]
+  k = min(k, G)
+  discount = 1 / np.log2(np.arange(2, k + 2))
+  top = np.sort(np.partition(similarities, G - k, axis=1)[:, G - k :], axis=1)
+  top = top[:, ::-1]  # the largest first
+  gain = np.zeros(len(similarities))
+  for place in range(k):
+    tied = similarities == top[:, place : place + 1]
+    gain += discount[place] * (tied & relevant).sum(axis=1) / tied.sum(axis=1)
+  right = np.minimum(relevant.sum(axis=1), k)
+  return gain / np.cumsum(discount)[right - 1]
+
+
 def similarity_blocks(
   queries: np.ndarray, gallery: np.ndarray
 ) -> Iterator[np.ndarray]:

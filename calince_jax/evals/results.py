@@ -62,7 +62,12 @@ def print_table(task: str, result: dict[str, Any]) -> None:
   """Prints the metrics of a task, chance beside each."""
   names = ("metrics", "chance", "majority", "dual_softmax")
   columns = [name for name in names if name in result]
-  print(f"\n{task}, split {result['protocol']['split']}")
+  said = result["protocol"]
+  print(f"\n{task}, split {said['split']}")
+  if "clips found" in said:
+    print(f"  {said['name']}: {said['clips found']} clips ({said['test set']})")
+  if "note" in said:
+    print(f"  note: {said['note']}")
   print(f"  {'':26}" + "".join(f"{name:>14}" for name in columns))
   for metric in result["metrics"]:
     cells = [

@@ -1,16 +1,18 @@
 """Retrieval metrics, each with the value that random similarities would give.
 
 R@k is the mean of P(rank <= k) in percent, MedR and MeanR the median and the
-mean of the expected rank, 1 is best; ranks.py says how ties are counted.
+mean of the expected rank, 1 is best; nDCG@10 in percent; ranks.py says how ties
+are counted.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
 
 from calince_jax.errors import UserError
-from calince_jax.evals import ranks
+from calince_jax.evals import bootstrap, ranks
 from calince_jax.evals.ranks import TIE_RULE
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
   "dual_softmax",
   "retrieval_metrics",
   "text_video_chance",
+  "text_video_intervals",
   "text_video_metrics",
 ]
 
@@ -54,7 +57,7 @@ def text_video_metrics(
   *,
   dual_softmax_temperature: float | None = None,
 ) -> dict[str, float]:
-  """The metrics of both directions: t2v_R@1, ..., v2t_MeanR.
+  """The metrics of both directions: t2v_R@1, ..., v2t_MeanR, and nDCG@10.
 
   Text to video has one query per caption. Video to text has one per video, its
   rank that of the best of its captions; a video without a caption is no query
@@ -68,6 +71,55 @@ def text_video_metrics(
       `dual_softmax`, which uses all queries at once; report that in a column of
       its own.
   """
+  result = {}
+  for name, query in _both_ways(
+    text_embeddings, video_embeddings, video_of_text, dual_softmax_temperature
+  ).items():
+    summary = _summary(query.above, query.wrong, query.right, KS)
+    summary["nDCG@10"] = 100 * float(query.ndcg.mean())
+    result |= {f"{name}_{metric}": x for metric, x in summary.items()}
+  return result
+
+
+def text_video_intervals(
+  text_embeddings: np.ndarray,
+  video_embeddings: np.ndarray,
+  video_of_text: np.ndarray,
+  *,
+  seed: int,
+) -> dict[str, list[float]]:
+  """The 95 % bootstrap interval, over clips, of each of `text_video_metrics`.
+
+  Args: as there; seed: of the draws.
+  """
+  result = {}
+  for name, query in _both_ways(
+    text_embeddings, video_embeddings, video_of_text, None
+  ).items():
+    counts = (query.above, query.wrong, query.right)
+    rank = _expected_rank(*counts)
+    values = {f"R@{k}": 100 * ranks.hit_probability(*counts, k) for k in KS}
+    values |= {"MedR": rank, "MeanR": rank, "nDCG@10": 100 * query.ndcg}
+    found = bootstrap.intervals(
+      values, query.clip, seed=seed, medians=("MedR",)
+    )
+    result |= {f"{name}_{metric}": x for metric, x in found.items()}
+  return result
+
+
+class _Queries(NamedTuple):
+  """Of the queries of one direction, [Q] each; see ranks.py."""
+
+  above: np.ndarray
+  wrong: np.ndarray
+  right: np.ndarray
+  ndcg: np.ndarray
+  clip: np.ndarray
+
+
+def _both_ways(
+  text_embeddings, video_embeddings, video_of_text, dual_softmax_temperature
+) -> dict[str, _Queries]:
   video_of_text = np.asarray(video_of_text)
   videos = np.arange(len(video_embeddings))
   if len(video_of_text) != len(text_embeddings):
@@ -91,8 +143,15 @@ def text_video_metrics(
     ("t2v", t2v, video_of_text, videos),
     ("v2t", v2t, with_text, video_of_text),
   ):
-    summary = _summary(*ranks.count_blocks(blocks, queries, gallery), KS)
-    result |= {f"{name}_{metric}": x for metric, x in summary.items()}
+    columns, start = [], 0
+    for similarities in blocks:
+      keys = queries[start : start + len(similarities)]
+      relevant = keys[:, None] == gallery[None, :]
+      counts = ranks.count(similarities, relevant)
+      columns.append((*counts, ranks.ndcg(similarities, relevant, 10)))
+      start += len(similarities)
+    arrays = [np.concatenate(column) for column in zip(*columns, strict=True)]
+    result[name] = _Queries(*arrays, queries)
   return result
 
 
@@ -131,11 +190,21 @@ def text_video_chance(
 ) -> dict[str, float]:
   """The values of `text_video_metrics` that random similarities give."""
   _, captions = np.unique(video_of_text, return_counts=True)
-  t2v = chance(1, num_videos)
-  v2t = chance(captions, len(video_of_text))
+  t2v = chance(1, num_videos) | {"nDCG@10": _chance_ndcg(1, num_videos)}
+  texts = len(video_of_text)
+  v2t = chance(captions, texts) | {"nDCG@10": _chance_ndcg(captions, texts)}
   return {f"t2v_{name}": x for name, x in t2v.items()} | {
     f"v2t_{name}": x for name, x in v2t.items()
   }
+
+
+def _chance_ndcg(num_relevant: int | np.ndarray, gallery_size: int) -> float:
+  """nDCG@10 of random similarities, in percent: each place is right alike."""
+  k = min(10, gallery_size)
+  gain = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+  m = np.atleast_1d(num_relevant)
+  share = m / gallery_size
+  return 100 * float((share * gain[-1] / gain[np.minimum(m, k) - 1]).mean())
 
 
 def dual_softmax(similarities: np.ndarray, temperature: float) -> np.ndarray:
@@ -219,10 +288,14 @@ def class_retrieval_metrics(
   }
 
 
+def _expected_rank(above, wrong, right):
+  return 1 + above + wrong / (right + 1)
+
+
 def _summary(
   above: np.ndarray, wrong: np.ndarray, right: np.ndarray, ks: Sequence[int]
 ) -> dict[str, float]:
-  rank = 1 + above + wrong / (right + 1)
+  rank = _expected_rank(above, wrong, right)
   result = {
     f"R@{k}": 100 * float(ranks.hit_probability(above, wrong, right, k).mean())
     for k in ks

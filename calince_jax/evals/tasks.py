@@ -20,8 +20,10 @@ from calince_jax.errors import UserError, check_choice
 from calince_jax.evals import (
   calibration_metrics,
   classification,
+  protocols,
   recognition,
   retrieval,
+  zero_shot,
 )
 from calince_jax.evals.report import examples
 from calince_jax.evals.report.thumbnails import film_strip
@@ -52,6 +54,7 @@ class Options:
   mismatch_kind: str | None = None
   report_queries: int = 8
   report_worst_pairs: int = 48
+  protocol: str | None = None
 
 
 def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,6 +63,8 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
   Raises:
     UserError: an unknown task, or what is asked for is not there.
   """
+  if options.protocol is not None:
+    options = by_protocol(options)
   names = options.task.split(",")
   for name in names:
     check_choice("--task", name, list(TASKS))
@@ -68,6 +73,31 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     result = TASKS[name](evaluation)
     result["protocol"] = evaluation.protocol() | result["protocol"]
     yield name, result
+
+
+def by_protocol(options: Options) -> Options:
+  """The options that --protocol stands for.
+
+  Raises:
+    UserError: it is unknown, or another option contradicts it.
+  """
+  protocol = protocols.named(options.protocol)
+  wanted = {
+    "split": protocol.split,
+    "num_clips": protocol.num_clips,
+    "num_crops": protocol.num_crops,
+  }
+  recognized = ("recognition", "classification", "zero_shot", "video_retrieval")
+  if protocol.task == protocols.RETRIEVAL or options.task not in recognized:
+    wanted["task"] = protocol.task
+  usual = Options(options.workdir)
+  for name, value in wanted.items():
+    given = getattr(options, name)
+    if given not in (value, getattr(usual, name)):
+      raise UserError(
+        f"--protocol={options.protocol} has {name}={value}, not {given}"
+      )
+  return dataclasses.replace(options, **wanted)
 
 
 class Evaluation:
@@ -180,7 +210,16 @@ class Evaluation:
       "views": f"{o.num_clips} clips x {o.num_crops} crops",
       "dtype": c.dtype,
       "seed": o.seed,
-    }
+    } | self._published()
+
+  def _published(self) -> dict[str, str]:
+    """Which published protocol it is, and what is missing of its test set."""
+    if self.options.protocol is None:
+      return {}
+    opened = self.opened(self.options.split)
+    return protocols.describe(
+      self.options.protocol, len(opened.clips), len(opened.video_of_text)
+    )
 
 
 def retrieval_task(e: Evaluation) -> dict[str, Any]:
@@ -200,10 +239,7 @@ def retrieval_task(e: Evaluation) -> dict[str, Any]:
     }
     | e.exchanged(split),
     "metrics": metrics,
-    "intervals": intervals(
-      metrics,
-      {"t2v": len(opened.video_of_text), "v2t": len(opened.clips)},
-    ),
+    "intervals": retrieval.text_video_intervals(*arrays, seed=e.options.seed),
     "chance": retrieval.text_video_chance(
       opened.video_of_text, len(opened.clips)
     ),
@@ -296,6 +332,32 @@ def classification_task(e: Evaluation) -> dict[str, Any]:
   return result
 
 
+def zero_shot_task(e: Evaluation) -> dict[str, Any]:
+  """The class whose prompts are nearest to a clip; nothing is trained."""
+  split = e.options.split
+  labels = [clip["label"] for clip in e.opened(split).clips]
+  classes = sorted({label for label in labels if label})
+  if len(classes) < 2:
+    raise UserError(
+      f"--task=zero_shot needs two labels, and split {split!r} of {e.data} has"
+      f" {len(classes)}; give the manifest a column 'label' and run prepare"
+      " again"
+    )
+  prompts = zero_shot.class_embeddings(classes, e.model.encode_text)
+  result = classification.accuracy(
+    e.videos(split)["embedding"] @ prompts.T,
+    classes,
+    labels,
+    seed=e.options.seed,
+  )
+  task = "zero-shot classification by prompts"
+  result["protocol"] = {
+    "task": task,
+    "prompts": " | ".join(zero_shot.PROMPTS),
+  } | result["protocol"]
+  return result
+
+
 def calibration_task(e: Evaluation) -> dict[str, Any]:
   """How far each pair of the training split is to be trusted.
 
@@ -364,5 +426,6 @@ TASKS = {
   "video_retrieval": video_retrieval_task,
   "recognition": recognition_task,
   "classification": classification_task,
+  "zero_shot": zero_shot_task,
   "calibration": calibration_task,
 }

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import ndcg_score
 
 from calince_jax.errors import UserError
 from calince_jax.evals import ranks, retrieval
@@ -207,3 +208,27 @@ def test_a_class_that_the_gallery_lacks_counts_as_wrong():
   assert got["queries_without_class"] == 1
   with pytest.raises(UserError, match="3 query features but 2 labels"):
     retrieval.class_retrieval_metrics(features, ["a", "b"], features, "abc")
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_ndcg_is_that_of_scikit_learn_ties_and_all(levels):
+  rng = np.random.default_rng(levels)
+  similarities = rng.integers(levels, size=(20, 40)).astype(np.float32)
+  relevant = rng.random((20, 40)) < 0.1
+  relevant[:, 0] = True
+  for k in (1, 10, 60):
+    expected = [
+      ndcg_score(row[None].astype(int), scores[None], k=k)
+      for row, scores in zip(relevant, similarities, strict=True)
+    ]
+    got = ranks.ndcg(similarities, relevant, k)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_the_chance_of_ndcg_is_that_of_constant_similarities():
+  owner = np.repeat(np.arange(15), [1, 2, 3] * 5)
+  same = np.ones((len(owner), 4), np.float32), np.ones((15, 4), np.float32)
+  got = retrieval.text_video_metrics(*same, owner)
+  chance = retrieval.text_video_chance(owner, 15)
+  for name in ("t2v_nDCG@10", "v2t_nDCG@10"):
+    assert got[name] == pytest.approx(chance[name])

@@ -181,9 +181,27 @@ def read_webvid(paths: Paths) -> Iterator[Row]:
       }  # fmt: skip
 
 
+def _paragraphs(read: Callable[[Paths], Iterator[Row]]):
+  """A reader of whole videos, their captions joined by their start."""
+
+  def joined(paths: Paths) -> Iterator[Row]:
+    moments: dict[tuple[str, str], list[Row]] = {}
+    for row in read(paths):
+      moments.setdefault((row["video"], row["split"]), []).append(row)
+    for (video, split), rows in moments.items():
+      rows.sort(key=lambda row: row["start"])
+      text = " ".join(row["text"].strip() for row in rows)
+      yield {"video": video, "text": text, "split": split}
+
+  joined.__doc__ = f"Whole videos of {read.__doc__}"
+  return joined
+
+
 FORMATS: dict[str, Callable[[Paths], Iterator[Row]]] = {
   "activitynet": read_activitynet,
+  "activitynet_paragraph": _paragraphs(read_activitynet),
   "didemo": read_didemo,
+  "didemo_paragraph": _paragraphs(read_didemo),
   "hmdb51": read_hmdb51,
   "kinetics": read_kinetics,
   "msrvtt": read_msrvtt,
