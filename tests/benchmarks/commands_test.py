@@ -138,6 +138,21 @@ def test_the_cost_of_a_step_is_timed_in_turns(noise_study, folder):
   assert cost["against"]["infonce"]["infonce"]["median"] == 1.0
 
 
+def test_short_runs_of_both_methods_are_counted(folder):
+  words = ("noise_study.collapse", "--config=study.py", "--steps=10")
+  command(folder, *words, "--batch_size=8", "--count=1")
+  first = (folder / "runs/collapse/runs.jsonl").read_text()
+  said = command(folder, *words, "--batch_size=8", "--count=2")
+  text = (folder / "runs/collapse/collapse.md").read_text()
+  assert text in said and "2 draws of 10 steps" in text
+  assert re.search(r"^\| `cali_nce` \| \d of 2 \|", text, re.M)
+  # It goes on behind what is there, and every draw is another corpus.
+  both = (folder / "runs/collapse/runs.jsonl").read_text()
+  assert both.startswith(first) and "1/2" not in said
+  a, b = map(json.loads, both.splitlines())
+  assert (a["style"], a["clips"]) != (b["style"], b["clips"])
+
+
 @pytest.fixture(scope="module")
 def hostile(noise_study, folder):
   """Broken videos, and broken settings of a run that is there."""
