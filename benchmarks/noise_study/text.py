@@ -135,7 +135,8 @@ def _shortened(names, most=12):
 
 
 def _bars(bars):
-  verdict = {True: "yes", False: "**no**", None: ""}
+  verdict = {True: "yes", False: "**no**"}
+  judged = [bar for bar in bars if bar["met"] is not None]
   rows = [
     [
       bar["bar"],
@@ -144,9 +145,13 @@ def _bars(bars):
       bar["number"],
       verdict[bar["met"]],
     ]
-    for bar in bars
+    for bar in judged
   ]
-  return table(["what", "noise rate", "when", "number", "met"], rows)
+  text = table(["what", "noise rate", "when", "number", "met"], rows)
+  if len(judged) < len(bars):
+    more = len(bars) - len(judged)
+    text += f"\n\n{more} more need runs that have not been made."
+  return text
 
 
 def _quality(summary, rate, point):
