@@ -42,6 +42,7 @@ HEADINGS = {
   "end": "At the end of training",
   "selected": "At the evaluation with the best mean R@1 on val",
 }
+MOST_NAMED = 12  # runs that are missing
 SCORE_COLUMNS = {
   "AUC first": "auc_first",
   "best": "auc_best",
@@ -121,17 +122,28 @@ def _head(summary):
       f" core, {statistics.median(runs['seconds']) / 60:.1f} minutes each"
       " (median)."
     )
-  if runs["missing"]:
+  if len(runs["missing"]) > MOST_NAMED:
+    lines.append(
+      "**What stands below is without the runs that have not been made.** These"
+      f" are, with their number of seeds: {_made(summary)}."
+    )
+  elif runs["missing"]:
     lines.append(
       f"**{len(runs['missing'])} runs are missing**, and what stands below is"
-      f" without them: {_shortened(runs['missing'])}."
+      f" without them: {'; '.join(runs['missing'])}."
     )
   return "\n".join(lines)
 
 
-def _shortened(names, most=12):
-  more = [f"and {len(names) - most} more"] if len(names) > most else []
-  return "; ".join([*names[:most], *more])
+def _made(summary):
+  parts = []
+  for rate in _rates(summary):
+    part = summary["quality"][rate]
+    seeds = [
+      f"`{m}` {part[m]['end']['R@1']['seeds']}" for m in _methods(summary, part)
+    ]
+    parts.append(f"at {rate} {', '.join(seeds)}")
+  return "; ".join(parts)
 
 
 def _bars(bars):

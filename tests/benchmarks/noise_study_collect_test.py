@@ -46,6 +46,18 @@ def test_missing_runs_are_said(study, tmp_path):
   assert f"{more} more need runs that have not been made." in text
 
 
+def test_where_most_runs_are_missing_those_that_are_there_are_said(
+  study, tmp_path
+):
+  out = tmp_path / "out"
+  names = [run.name for run in fakes.runs_of(study, out)]
+  gone = [n for n in names if "mismatch=0.4" not in n or "rince" in n]
+  fakes.collect(study, out, fakes.write_runs(study, out, leave_out=gone))
+  text = (tmp_path / "docs/results.md").read_text()
+  assert "at 0.4 `infonce` 3, `cotrain` 3, `cali_nce` 3, `oracle` 3; at" in text
+  assert gone[0] not in text
+
+
 def test_what_is_written(study, tmp_path):
   out = tmp_path / "out"
   runs = fakes.write_runs(study, out)
