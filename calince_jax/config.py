@@ -86,6 +86,7 @@ class Data(Sampling):
   mismatch: Annotated[float, Range("[0, 1)")]
   mismatch_kind: Annotated[str, OneOf(tuple(mismatch_kinds.KINDS))]
   mismatch_seed: Annotated[int, Range("[0, 2147483647]")]
+  confidences: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

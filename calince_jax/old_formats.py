@@ -42,6 +42,7 @@ ADDED_IN_4 = {
 }
 # Keys that configurations of format 4 may lack, with what they did.
 ADDED_TO_4 = {
+  "data": {"confidences": ""},
   "init": {"video": "", "text": "", "model": ""},
   "model": {"classes": []},
   "objective": {"classification_weight": 0.0, "label_smoothing": 0.0},

@@ -73,6 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
   # of its group; shifted, the next clip's of its group; partial, half of one.
   config.data.mismatch_kind = "uniform"
   config.data.mismatch_seed = 0
+  # Of confidence=given: a table of P(fits), the pairs.parquet of clean.
+  config.data.confidences = ""
 
   config.model = ml_collections.ConfigDict()
   # The video tower, chosen by name, with that tower's settings. vit: a
@@ -144,6 +146,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective.num_negatives = 4
   # How far a pair is trusted: density_ratio, posterior, score, none (all alike)
   # and, to compare with, robust_xid and oracle (the truth, if it is known).
+  # given: data.confidences, moved by what training learns (docs/clean.md).
   config.objective.confidence = "density_ratio"
   # What ranks the pairs: head, the correspondence head's logit; cosine, of the
   # contrastive embeddings; or both.

@@ -166,6 +166,24 @@ def earned_weights(
     The weights, float32 in [0, 1] of the shape of x; and the metrics `trust`
     (t), `sharpness` (p), `noise_rate_low` and `noise_rate_high`.
   """
+  posterior, _, metrics = earned_posterior(
+    histograms, noise_rate=noise_rate, largest_power=largest_power
+  )
+  t, p = metrics["trust"], metrics["sharpness"]
+  P = jnp.interp(jax.lax.stop_gradient(x), bin_centres(), posterior)
+  return 1.0 - t + t * P**p, metrics
+
+
+def earned_posterior(
+  histograms: dict[str, jax.Array],
+  *,
+  noise_rate: jax.Array | float | None,
+  largest_power: float,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  """What `earned_weights` is made of: P in each bin, float32 [BINS]; eta.
+
+  Also the metrics, t and p among them. Arguments: see there.
+  """
   low, high = noise_rate_interval(histograms)
   s = separation(histograms)
   F_given, F_negative = _distributions(histograms)
@@ -179,14 +197,16 @@ def earned_weights(
   mean, square = w @ density, (w**2) @ density
   share = mean**2 / jnp.maximum(square, 1e-12)
   p = jnp.where(share >= KEPT_SHARE * (1.0 - eta), powers, 0.0).max()
-  t = _trust(s)
-  P = jnp.interp(jax.lax.stop_gradient(x), bin_centres(), posterior)
-  return 1.0 - t + t * P**p, {
-    "trust": t,
-    "sharpness": p,
-    "noise_rate_low": low,
-    "noise_rate_high": high,
-  }
+  return (
+    posterior,
+    eta,
+    {
+      "trust": _trust(s),
+      "sharpness": p,
+      "noise_rate_low": low,
+      "noise_rate_high": high,
+    },
+  )
 
 
 def _trust(separation):

@@ -23,12 +23,14 @@ from calince_jax.losses import (
   classification,
   contrastive,
   density_ratio,
+  given_confidence,
 )
 from calince_jax.losses.calibrated_nce import weighted_mean
 from calince_jax.losses.predictive import predictive_loss
 from calince_jax.losses.tiled_nce import Tiling
 
 TRUST = ("evidence", "schedule")
+CONFIDENCES = (*calibration.CONFIDENCES, "given")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Objective:
   contrastive: Annotated[str, OneOf(contrastive.LOSSES)]  # l_i
   mask_duplicates: bool
   num_negatives: Annotated[int, Range("[1, 1e6]")]  # K
-  confidence: Annotated[str, OneOf(calibration.CONFIDENCES)]
+  confidence: Annotated[str, OneOf(CONFIDENCES)]
   scorer: Annotated[str, OneOf(calibration.SCORERS)]
   noise_rate: Annotated[float | None, Range("[0, 1)")]  # eta
   trust: Annotated[str, OneOf(TRUST)]
@@ -134,7 +136,8 @@ def co_training_loss(
     batch: `pair_index` int32 [N] and `matched` int8 [N]: 1 matched, 0
       mismatched, -1 unknown. Only the confidence `oracle` uses `matched`.
       `label` int32 [N], the number of a clip's class, -1 unknown, where
-      classification_weight is not 0.
+      classification_weight is not 0. `given_confidence` float32 [N] in [0, 1],
+      what was known of a pair before training, where confidence is `given`.
     state: statistics of the raw scores, see calibration.init_state.
     step: int32 [], steps done, for the warm-up of the weights.
 
@@ -158,9 +161,7 @@ def co_training_loss(
   metrics |= pair_metrics
 
   # ALBEF's alpha goes from 0 to its value while weights go from 1 to theirs.
-  blend = 1.0 - calibration.warmup_weight(
-    jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
-  )
+  blend = _ramp(objective, step)
   l, contrastive_metrics = contrastive.pair_loss(
     objective.contrastive if objective.contrastive_weight else "infonce",
     outputs,
@@ -214,17 +215,28 @@ def _pairs(objective, outputs, batch, state, step):
     "noise_rate": eta,
     "num_negatives": objective.num_negatives,
   }
-  kind = objective.confidence
+  kind, power = objective.confidence, objective.power
+  evidence = {}
   # `none` and `oracle` do not estimate anything; report what the data say.
   reported = "density_ratio" if kind in ("none", "oracle") else kind
-  w = calibration.confidence(kind, state, **arguments)
-  confidence = calibration.confidence(reported, state, **arguments)
+  if kind == "given":
+    w, power, evidence = given_confidence.combine(
+      state["histograms"],
+      x,
+      batch["given_confidence"],
+      noise_rate=objective.noise_rate,
+      largest_power=objective.power,
+      trust=None if objective.trust == "evidence" else _ramp(objective, step),
+    )
+    confidence = w
+  else:
+    w = calibration.confidence(kind, state, **arguments)
+    confidence = calibration.confidence(reported, state, **arguments)
   if objective.memory:
     memory, w = calibration.update_memory(
       state["memory"], batch["pair_index"], w, objective.memory
     )
     state, confidence = state | {"memory": memory}, w
-  evidence = {}
   if objective.trust == "evidence" and kind == "density_ratio":
     w, evidence = density_ratio.earned_weights(
       state["histograms"],
@@ -233,8 +245,12 @@ def _pairs(objective, outputs, batch, state, step):
       largest_power=objective.power,
     )
     w = objective.floor + (1.0 - objective.floor) * w
+  elif kind == "given":  # its evidence is what is blended in
+    # w itself, to the last bit, where the power is 1.
+    w = jnp.where(power == 1.0, w, w**power)
+    w = objective.floor + (1.0 - objective.floor) * w
   else:
-    w = objective.floor + (1.0 - objective.floor) * w**objective.power
+    w = objective.floor + (1.0 - objective.floor) * w**power
     w = calibration.warmup_weight(
       w, step, objective.warmup_steps, objective.ramp_steps
     )
@@ -254,6 +270,13 @@ def _pairs(objective, outputs, batch, state, step):
     "weight": w,
   }
   return state, jax.lax.stop_gradient(pairs), metrics
+
+
+def _ramp(objective, step):
+  """0 in the warm-up, then linearly to 1."""
+  return 1.0 - calibration.warmup_weight(
+    jnp.float32(0.0), step, objective.warmup_steps, objective.ramp_steps
+  )
 
 
 def _head_metrics(positive, negatives, objective):

@@ -95,9 +95,7 @@ def plan_step(
   training = setup.compile_training(
     config, mesh, vocabulary=Vocabulary(vocab_size), num_pairs=num_pairs
   )
-  batch = jax.eval_shape(
-    lambda: dummy_batch(training.model.config, config["batch_size"])
-  )
+  batch = abstract_batch(training, config["batch_size"])
   state = {
     label: _bytes(getattr(training.abstract, part), getattr(layout, part))
     for layout in [training.layout]
@@ -151,6 +149,16 @@ def plan_step(
   )
 
 
+def abstract_batch(
+  training: setup.Training, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes and dtypes of a batch that the step takes."""
+  batch = jax.eval_shape(lambda: dummy_batch(training.model.config, batch_size))
+  if training.objective.confidence == "given":
+    batch["given_confidence"] = jax.ShapeDtypeStruct((batch_size,), np.float32)
+  return batch
+
+
 def model_flops(
   config: Mapping[str, Any],
   mesh: Mesh,
@@ -173,9 +181,7 @@ def model_flops(
   training = setup.compile_training(
     plain, mesh, vocabulary=vocabulary, num_pairs=num_pairs
   )
-  batch = jax.eval_shape(
-    lambda: dummy_batch(training.model.config, config["batch_size"])
-  )
+  batch = abstract_batch(training, config["batch_size"])
   return flops.count(training.step, training.abstract, batch)
 
 

@@ -168,7 +168,7 @@ class NoLearning:
 
 
 class CalibrationBegins:
-  """Says when weights first leave 1, and at the end if they never did."""
+  """Says when weights first follow scores, and at the end if never."""
 
   def __init__(self, total_steps: int, logger: MetricLogger):
     """`total_steps`: of the run."""
@@ -195,7 +195,8 @@ class CalibrationBegins:
         step,
         "not_identified",
         "not identified: given pairs cannot be told from negatives, so all"
-        " weights are 1 and this run is plain co-training",
+        " weights are 1 and this run is plain co-training (with"
+        " confidence=given: weights are the table's, and nothing moved them)",
       )
     return False
 

@@ -233,32 +233,58 @@ def open_warm_start(
 
 def open_data(config: dict[str, Any]) -> dict[str, Any]:
   """The readers of the mix and its tokenizer; nothing is decoded yet."""
+  from calince_jax.data.input import given_confidences
   from calince_jax.data.input.label_noise import mismatched
   from calince_jax.data.records import reader
 
+  check_confidences(config)
   folders, weights = config_lib.data_mix(config)
   noise = ("mismatch", "mismatch_seed", "mismatch_kind")
   share, seed, kind = (config["data"][name] for name in noise)
   infos = [reader.read_info(folder) for folder in folders]
   path = config_lib.common_tokenizer(folders)
+  readers = [
+    mismatched(
+      reader.ClipReader(folder, config["data"]["split"]), share, seed + d, kind
+    )
+    for d, folder in enumerate(folders)
+  ]
+  pairs = [info.num_pairs for info in infos]
+  offsets = [0, *np.cumsum(pairs)[:-1].tolist()]
+  table = config["data"]["confidences"]
   return {
     "folders": folders,
     "infos": infos,
     "weights": weights,
-    "readers": [
-      mismatched(
-        reader.ClipReader(folder, config["data"]["split"]),
-        share,
-        seed + d,
-        kind,
-      )
-      for d, folder in enumerate(folders)
-    ],
+    "readers": readers,
+    "pair_offsets": offsets,
+    "confidences": given_confidences.of_pairs(
+      table, readers, offsets, sum(pairs)
+    )
+    if table
+    else None,
     "evaluated": evaluated_readers(config, folders[0]),
     "tokenizer_path": path,
     "tokenizer": Tokenizer(path),
-    "num_pairs": sum(info.num_pairs for info in infos),
+    "num_pairs": sum(pairs),
   }
+
+
+def check_confidences(config: Mapping[str, Any]) -> None:
+  """UserError where a table of confidences is missing, or of no use."""
+  given = config["objective"]["confidence"] == "given"
+  if given and not config["data"]["confidences"]:
+    raise UserError(
+      "config.objective.confidence='given' needs a table of P(fits): run python"
+      " -m calince_jax.clean, and give --config.data.confidences="
+      "OUT/pairs.parquet"
+    )
+  if not given and config["data"]["confidences"]:
+    raise UserError(
+      f"config.data.confidences={config['data']['confidences']} goes with"
+      " config.objective.confidence='given', which is"
+      f" {config['objective']['confidence']!r}"
+    )
 
 
 def evaluated_readers(config: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -337,11 +363,10 @@ def train_batches(
   """This process's rows of the batches from `first_step` on."""
   from calince_jax.data.input import batches as pipeline
 
-  pairs = [info.num_pairs for info in data["infos"]]
   return pipeline.train_batches(
     data["readers"],
     data["weights"],
-    pair_offsets=[0, *np.cumsum(pairs)[:-1].tolist()],
+    pair_offsets=data["pair_offsets"],
     tokenizer=data["tokenizer"],
     sampling=config_lib.sampling(config),
     batch_size=config["batch_size"],
@@ -352,6 +377,7 @@ def train_batches(
     cache=config["data"]["cache"],
     corrupt_records=corrupt_records,
     classes=config["model"]["classes"],
+    confidences=data["confidences"],
   )
 
 

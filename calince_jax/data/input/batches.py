@@ -43,6 +43,7 @@ def train_batches(
   cache: bool = False,
   corrupt_records: CorruptRecordLog | None = None,
   classes: Sequence[str] = (),
+  confidences: np.ndarray | None = None,
   prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this host's rows of each global batch from `first_step` on.
@@ -63,13 +64,16 @@ def train_batches(
     corrupt_records: lists them, and counts the samples that take another
       record for theirs; None: the first one is an error.
     classes: names of labels; where there are some, batches have their numbers.
+    confidences: float32, of each pair index with its offset, see
+      given_confidences.py; where there are some, batches have them.
     prefetch: batches that are made ahead.
 
   Yields:
     {video uint8 [b, T, S, S, 3], text_ids int32 [b, L], text_mask bool
     [b, L], pair_index int32 [b], matched int8 [b]: 1 the text is known to
     belong to the video, 0 known not to, -1 unknown}; with `classes` also label
-    int32 [b], -1 for clips of none of them.
+    int32 [b], -1 for clips of none of them, and with `confidences`
+    given_confidence float32 [b].
 
   Raises:
     UserError: a frame does not decode, or there are too many corrupt records,
@@ -114,6 +118,9 @@ def train_batches(
   def counted():
     for step, batch in _explained(_iterate(dataset), check, first_step):
       samples.count(position(step * len(rows) + np.arange(len(rows))))
+      if confidences is not None:
+        given = confidences[batch["pair_index"]]
+        batch = batch | {"given_confidence": given}
       yield batch
 
   return counted()
