@@ -40,9 +40,9 @@ def combine(
     P = q L^t / (q L^t + 1 - q),    w = P^(1 + t (p - 1))
     q = min(max(given, t DOUBT), 1 - t DOUBT)
 
-  With t = 0 both are `given` exactly. Where trust is earned, eta and t are those
-  of density_ratio.earned_weights, and p is the larger one of 1 and its power: P
-  is never flattened.
+  With t = 0 both are `given` exactly. Where trust is earned, eta and t are
+  those of density_ratio.earned_weights, and p is the larger one of 1 and its
+  power: P is never flattened.
 
   Args:
     histograms: see density_ratio.update_histograms.
