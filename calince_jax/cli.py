@@ -151,6 +151,8 @@ def parse(
     if "Traceback" in str(error):  # ml_collections', of the file of --config
       reason = error.__cause__ or error.__context__ or error
       last = str(error).strip().splitlines()[-1]
+      # What the file itself says of its argument.
+      last = last.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
       _fail(f"the configuration: {_config_error(argv, reason) or last}")
     _fail(f"{error} (--help lists the flags)")
   # ml_collections raises these as they are.

@@ -37,6 +37,10 @@ WRONG = {
     ("train", CONFIG, "--workdir=OUT", "--config.data.datasets=nowhere"),
     "nowhere is not a prepared data set",
   ),
+  "unknown argument of a configuration": (
+    ("train", "--config=configs/finetune_recognition.py:half", "--workdir=OUT"),
+    "finetune_recognition.py='half' is unknown; choose one of ['full'",
+  ),
   "unknown task": (
     ("evaluate", "--workdir=OUT", "--task=captioning"),
     "--task='captioning' is unknown; choose one of ['retrieval'",
