@@ -58,6 +58,7 @@ def begin(
   folders: Sequence[str],
   infos: Sequence[Any],
   *,
+  confidences: str | None,
   earlier: dict[str, Any] | None,
   may_change: Sequence[str],
 ) -> None:
@@ -69,6 +70,7 @@ def begin(
     tokenizer: the file of its data.
     folders: of its data sets, in the order of the mix.
     infos: the DatasetInfo of each.
+    confidences: the SHA-256 of the table of them; None: there is none.
     earlier: the configuration that the folder holds; None in a new one.
     may_change: keys and sections in which the two may differ.
 
@@ -85,7 +87,7 @@ def begin(
       )
   contents = {
     "tokenizer.model": tokenizer_of(workdir, tokenizer),
-    "data.json": data_of(workdir, folders, infos),
+    "data.json": data_of(workdir, folders, infos, confidences),
     "config.json": json.dumps(document(config), indent=2, sort_keys=True)
     + "\n",
   }
@@ -185,7 +187,12 @@ def tokenizer_of(workdir: str, path: Path) -> bytes:
   return content
 
 
-def data_of(workdir: str, folders: Sequence[str], infos: Sequence[Any]) -> str:
+def data_of(
+  workdir: str,
+  folders: Sequence[str],
+  infos: Sequence[Any],
+  confidences: str | None,
+) -> str:
   """The text of data.json: what the data sets hold, wherever they lie.
 
   The step number says which samples come next, so a run may find its data in
@@ -195,14 +202,18 @@ def data_of(workdir: str, folders: Sequence[str], infos: Sequence[Any]) -> str:
     workdir: of the run.
     folders: of the data sets, in the order of the mix.
     infos: the DatasetInfo of each.
+    confidences: see `begin`.
 
   Raises:
-    UserError: a data set is another one, or was prepared anew.
+    UserError: a data set is another one, or was prepared anew, or the table of
+      confidences is another.
   """
   kept = epath.Path(workdir) / "data.json"
   now = [json.loads(json.dumps(vars(info))) for info in infos]
   for one in now:
     del one["name"]  # of the folder
+    if confidences is not None:
+      one["confidences"] = confidences
   text = json.dumps(now, indent=1) + "\n"
   if not kept.exists():
     return text

@@ -16,7 +16,7 @@ from calince_jax import config as config_lib
 from calince_jax.data.records import caption_lengths
 from calince_jax.data.tokenizer import Tokenizer, Vocabulary
 from calince_jax.errors import UserError
-from calince_jax.files import read_file, write_atomic
+from calince_jax.files import file_sha256, read_file, write_atomic
 from calince_jax.losses.objective import Objective
 from calince_jax.models.cali_nce import CaliNCE
 from calince_jax.runtime import checkpoint, run_folder, sharding
@@ -164,7 +164,7 @@ def open_run_folder(
   config: dict[str, Any], workdir: str, data: dict[str, Any]
 ) -> None:
   """Starts or resumes the run's folder; see run_folder.begin."""
-  earlier = None
+  earlier, table = None, config["data"]["confidences"]
   if run_folder.exists(workdir):
     earlier = config_lib.read_run(workdir)
   run_folder.begin(
@@ -173,6 +173,7 @@ def open_run_folder(
     data["tokenizer_path"],
     data["folders"],
     data["infos"],
+    confidences=file_sha256(table) if table else None,
     earlier=earlier,
     may_change=config_lib.keys_that_may_change(),
   )

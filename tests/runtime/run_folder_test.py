@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from calince_jax.runtime import run_folder
 CONFIG = {"seed": 0, "log_every": 5, "model": {"size": "S", "tubelet": (2, 4)}}
 
 
-def begin(workdir, config, infos=()):
+def begin(workdir, config, infos=(), confidences=None):
   """A run of data sets of these infos, and an empty tokenizer."""
   tokenizer = Path(workdir) / "made"
   tokenizer.write_bytes(b"")
@@ -29,6 +30,7 @@ def begin(workdir, config, infos=()):
     tokenizer,
     folders,
     infos,
+    confidences=confidences,
     earlier=earlier,
     may_change=config_lib.keys_that_may_change(),
   )
@@ -57,6 +59,14 @@ def test_differences_are_named_and_nothing_is_written(tmp_path, changed, said):
   with pytest.raises(UserError, match=said):
     begin(str(tmp_path), changed)
   assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_goes_on_with_its_own_confidences_alone(tmp_path):
+  info = types.SimpleNamespace(name="data", num_pairs=4)
+  begin(str(tmp_path), CONFIG, [info], confidences="aa")
+  begin(str(tmp_path), CONFIG, [info], confidences="aa")
+  with pytest.raises(UserError, match="confidences: 'aa' became 'bb'"):
+    begin(str(tmp_path), CONFIG, [info], confidences="bb")
 
 
 def test_what_does_not_decide_the_run_may_change(tmp_path):
