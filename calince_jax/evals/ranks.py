@@ -27,7 +27,7 @@ TIE_RULE = (
   "rank = 1 + number of wrong items of strictly higher similarity, ties"
   " resolved by the expectation over random order; similarities in float32"
 )
-BLOCK = 512  # queries that are ranked at a time
+BLOCK = 256  # queries that are ranked at a time
 
 
 def hit_probability(

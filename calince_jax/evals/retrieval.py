@@ -5,7 +5,7 @@ mean of the expected rank, 1 is best; nDCG@10 in percent; ranks.py says how ties
 are counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,11 @@ __all__ = [
   "chance",
   "class_retrieval_metrics",
   "dual_softmax",
+  "intervals_of",
+  "metrics_of",
+  "rank_both_ways",
   "retrieval_metrics",
   "text_video_chance",
-  "text_video_intervals",
   "text_video_metrics",
 ]
 
@@ -71,31 +73,32 @@ def text_video_metrics(
       `dual_softmax`, which uses all queries at once; report that in a column of
       its own.
   """
+  return metrics_of(
+    rank_both_ways(
+      text_embeddings,
+      video_embeddings,
+      video_of_text,
+      dual_softmax_temperature=dual_softmax_temperature,
+    )
+  )
+
+
+def metrics_of(ranked: Mapping[str, "Ranked"]) -> dict[str, float]:
+  """The metrics of each direction of `rank_both_ways`."""
   result = {}
-  for name, query in _both_ways(
-    text_embeddings, video_embeddings, video_of_text, dual_softmax_temperature
-  ).items():
+  for name, query in ranked.items():
     summary = _summary(query.above, query.wrong, query.right, KS)
     summary["nDCG@10"] = 100 * float(query.ndcg.mean())
     result |= {f"{name}_{metric}": x for metric, x in summary.items()}
   return result
 
 
-def text_video_intervals(
-  text_embeddings: np.ndarray,
-  video_embeddings: np.ndarray,
-  video_of_text: np.ndarray,
-  *,
-  seed: int,
+def intervals_of(
+  ranked: Mapping[str, "Ranked"], seed: int
 ) -> dict[str, list[float]]:
-  """The 95 % bootstrap interval, over clips, of each of `text_video_metrics`.
-
-  Args: as there; seed: of the draws.
-  """
+  """The 95 % bootstrap interval, over clips, of each of `metrics_of`."""
   result = {}
-  for name, query in _both_ways(
-    text_embeddings, video_embeddings, video_of_text, None
-  ).items():
+  for name, query in ranked.items():
     counts = (query.above, query.wrong, query.right)
     rank = _expected_rank(*counts)
     values = {f"R@{k}": 100 * ranks.hit_probability(*counts, k) for k in KS}
@@ -107,7 +110,7 @@ def text_video_intervals(
   return result
 
 
-class _Queries(NamedTuple):
+class Ranked(NamedTuple):
   """Of the queries of one direction, [Q] each; see ranks.py."""
 
   above: np.ndarray
@@ -117,9 +120,14 @@ class _Queries(NamedTuple):
   clip: np.ndarray
 
 
-def _both_ways(
-  text_embeddings, video_embeddings, video_of_text, dual_softmax_temperature
-) -> dict[str, _Queries]:
+def rank_both_ways(
+  text_embeddings: np.ndarray,
+  video_embeddings: np.ndarray,
+  video_of_text: np.ndarray,
+  *,
+  dual_softmax_temperature: float | None = None,
+) -> dict[str, Ranked]:
+  """Where the right items stand, `t2v` and `v2t`; see `text_video_metrics`."""
   video_of_text = np.asarray(video_of_text)
   videos = np.arange(len(video_embeddings))
   if len(video_of_text) != len(text_embeddings):
@@ -151,7 +159,7 @@ def _both_ways(
       columns.append((*counts, ranks.ndcg(similarities, relevant, 10)))
       start += len(similarities)
     arrays = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    result[name] = _Queries(*arrays, queries)
+    result[name] = Ranked(*arrays, queries)
   return result
 
 

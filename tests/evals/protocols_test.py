@@ -99,7 +99,8 @@ def test_intervals_hold_the_metrics_of_captions_and_clips():
   owner = np.repeat(np.arange(30), 3)
   text = (video[owner] + rng.normal(size=(90, 8))).astype(np.float32)
   metrics = retrieval.text_video_metrics(text, video, owner)
-  found = retrieval.text_video_intervals(text, video, owner, seed=0)
+  ranked = retrieval.rank_both_ways(text, video, owner)
+  found = retrieval.intervals_of(ranked, seed=0)
   assert found.keys() == metrics.keys()
   for name, (low, high) in found.items():
     assert low <= metrics[name] <= high and low < high, name
