@@ -15,7 +15,7 @@ import numpy as np
 
 from calince_jax.errors import UserError
 from calince_jax.evals.report import charts, headlines, speed, tables
-from calince_jax.evals.report.read import TASKS, part
+from calince_jax.evals.report.read import MORE_TASKS, TASKS, part
 
 # The parts of a result that the page needs.
 REQUIRED = {
@@ -23,6 +23,8 @@ REQUIRED = {
   "video_retrieval": ("protocol", "metrics", "chance"),
   "recognition": ("protocol", "metrics", "chance", "majority"),
   "calibration": ("protocol", "metrics", "chance", "histogram", "reliability"),
+  "classification": ("protocol", "metrics", "chance"),
+  "zero_shot": ("protocol", "metrics", "chance"),
 }
 LONGEST_TEXT = 300  # characters of a caption or an id
 WORST_SHOWN = 12  # the others are folded away
@@ -35,16 +37,16 @@ def render(run: dict) -> str:
     run: {"name": str, "workdir": str as on a command line, "date": str,
       "config": dict or None, "metrics": list of logged rows, maybe empty,
       "notes": sentences on how training went, maybe none, and for each of TASKS
-      its result as evaluate wrote it, or None}. Where
+      its result as evaluate wrote it, or None; of MORE_TASKS, if any}. Where
       something is absent, the page names the command that makes it.
 
   Raises:
     UserError: a result lacks a part, or a thumbnail is not a base64 JPEG.
   """
   run = run | {"retrieval": _renamed(run["retrieval"])}
-  for task in TASKS:
-    if run[task] is not None:
-      _check(task, run[task])
+  shown = [task for task in (*TASKS, *MORE_TASKS) if run.get(task)]
+  for task in shown:
+    _check(task, run[task])
   return (
     templates()
     .get_template("report.html")
@@ -55,9 +57,7 @@ def render(run: dict) -> str:
       cards=headlines.cards(run),
       panels=_panels(run),
       speed=speed.lines(run["metrics"]),
-      tables={
-        task: tables.table(task, run[task]) for task in TASKS if run[task]
-      },
+      tables={task: tables.table(task, run[task]) for task in shown},
       calibration=_calibration(run["calibration"]),
       found=headlines.wrong_captions(run["calibration"]),
       config=_flat(run["config"]) if run["config"] else [],

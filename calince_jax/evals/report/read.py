@@ -10,6 +10,7 @@ from calince_jax.errors import UserError
 # Events of training that the page tells, in their own words.
 NOTES = ("took_off", "no_learning", "calibration_began", "not_identified")
 TASKS = ("retrieval", "video_retrieval", "recognition", "calibration")
+MORE_TASKS = ("classification", "zero_shot")  # shown where they were run
 
 
 def read_run(workdir: Path) -> dict:
@@ -20,7 +21,7 @@ def read_run(workdir: Path) -> dict:
   """
   run = {"config": read_config(workdir / "config.json")}
   run["metrics"] = read_metrics(workdir / "metrics.jsonl")
-  for task in TASKS:
+  for task in (*TASKS, *MORE_TASKS):
     run[task] = read_json(workdir / "eval" / f"{task}.json")
   if not any(run.values()):
     raise UserError(

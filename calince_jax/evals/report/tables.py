@@ -20,6 +20,14 @@ CALIBRATION_NAMES = {
 }
 
 
+OURS = {
+  "video_retrieval": "frozen features",
+  "recognition": "frozen features",
+  "classification": "fine-tuned classifier",
+  "zero_shot": "prompts",
+}
+
+
 def table(task: str, result: dict) -> dict:
   """Columns and rows of a task's protocol table."""
   metrics, chance = result["metrics"], result["chance"]
@@ -43,7 +51,7 @@ def table(task: str, result: dict) -> dict:
           rows.append((name, cells, kind))
     return {"columns": RETRIEVAL_COLUMNS, "rows": rows}
   columns = list(metrics)
-  rows = [("frozen features", _cells(metrics.values()), "ours")]
+  rows = [(OURS[task], _cells(metrics.values()), "ours")]
   if "intervals" in result:
     cells = [
       "{:.1f} to {:.1f}".format(*result["intervals"][c])

@@ -234,6 +234,16 @@ def test_what_is_absent_names_the_command_that_makes_it(results):
   assert "calince_jax.train" not in only_curves
 
 
+def test_a_classifier_and_prompts_are_shown_where_they_were_run(results):
+  plain = report_page.render(make_run(results))
+  assert "fine-tuned classifier" not in plain
+  result = {key: results["recognition"][key] for key in ("metrics", "chance")}
+  result |= {"protocol": {"task": "classification"}}
+  more = {"classification": result, "zero_shot": result}
+  shown = report_page.render(make_run(results, **more))
+  assert "fine-tuned classifier" in shown and "by prompts" in shown
+
+
 def test_without_known_truth_there_is_a_histogram_alone(results):
   confidence = np.linspace(0, 1, 30)
   unknown = calibration_metrics.calibration_report(
