@@ -166,7 +166,10 @@ def peer_shape(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
       raise UserError(f"{key}={value!r}: with --torch it must be {known!r}")
 
   def size(name):
-    return vars(transformer.size(name))
+    found = transformer.size(name)
+    if found.hidden is not None:
+      raise UserError(f"size {name}: the peer's MLPs have four widths")
+    return {key: vars(found)[key] for key in ("width", "depth", "num_heads")}
 
   return {
     "batch": config["batch_size"],

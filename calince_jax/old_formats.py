@@ -108,7 +108,9 @@ def upgrade_export(version: int, document: Mapping[str, Any]) -> dict[str, Any]:
     document = _with_added(document, EXPORT_IN_4)
     if isinstance(document.get("preprocessing"), Mapping):
       document["preprocessing"] = _with_sampling(document["preprocessing"])
-  return _with_added(document, EXPORT_ADDED_TO_4)
+  if "model" in document:  # its absence is said by who reads it
+    document = _with_added(document, EXPORT_ADDED_TO_4)
+  return document
 
 
 def _with_added(config, added):

@@ -204,7 +204,8 @@ def open_warm_start(
     UserError: see warm_start.read_all.
   """
   folders = config["init"]
-  named = [folder for folder in folders.values() if folder]
+  kinds = (*warm_start.KINDS, "model")
+  named = [folders[kind] for kind in kinds if folders.get(kind)]
   if not named:
     return None
   leaves = jax.tree_util.tree_leaves_with_path(training.abstract.params)

@@ -63,8 +63,8 @@ def read_all(
   Args:
     shapes: of the parameters, by path.
     config: of the model.
-    folders: {"video": folder, "text": folder, "model": folder}; "" for none,
-      and `model`, an export or a run, is for all parameters.
+    folders: {"video": folder, "text": folder, "model": folder}; "" for none.
+      `model`, an export or a run, is for all parameters, and may be left out.
     tokenizer: the content of the run's.
 
   Returns:
@@ -75,7 +75,7 @@ def read_all(
     UserError: a folder is damaged, of another architecture, or does not fit
       the model.
   """
-  if folders["model"]:
+  if folders.get("model"):
     if folders["video"] or folders["text"]:
       raise UserError(
         "config.init.model names the weights of both towers; leave out"

@@ -202,7 +202,8 @@ def test_the_configuration_of_folders_is_that_of_their_towers():
   assert config.model.video.pooling == "map"
   assert config.model.text.to_dict() == tower_settings(text, "text")
   assert config.model.predictive_task == "caption"
-  assert config.init.to_dict() == {"video": str(video), "text": str(text)}
+  named = {"video": str(video), "text": str(text), "model": ""}
+  assert config.init.to_dict() == named
   with pytest.raises(UserError, match="'audio=x' is neither video=DIR"):
     warm_start.get_config("audio=x")
 

@@ -181,6 +181,28 @@ CASES = {
       ]
     },
   ),
+  "didemo_paragraph": (
+    {
+      "test_data.json": [
+        {"video": "a.mov", "description": "then b", "times": [[2, 2]]},
+        {"video": "a.mov", "description": "first a", "times": [[0, 1]]},
+      ]
+    },
+    ["a.mov"],
+    {"test": [whole("a.mov", "first a then b")]},
+  ),
+  "activitynet_paragraph": (
+    {
+      "val_1.json": {
+        "v_Q": {
+          "timestamps": [[0.8, 19.9], [17.3, 60.8]],
+          "sentences": ["A man stands.", " He sits."],
+        }
+      }
+    },
+    ["v_Q.mkv"],
+    {"val": [whole("v_Q.mkv", "A man stands. He sits.")]},
+  ),
   "webvid": (
     {
       "results_2M_val.csv": "videoid,contentUrl,duration,page_dir,name\n"
