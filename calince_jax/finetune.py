@@ -62,8 +62,7 @@ def completed(config: ConfigDict, workdir: str, source: str) -> ConfigDict:
     begun = config_lib.read_run(workdir)
     model, shapes = begun["model"], begun["data"]
   else:
-    trained = whole.open_model(source).config
-    shapes = model = dataclasses.asdict(trained)
+    model, shapes = whole.read_settings(source)
   changed = ConfigDict(config.to_dict())
   kept = {name: model[name] for name in fields.annotations(ModelConfig)}
   free = {name: config.model[name] for name in FREE}

@@ -6,9 +6,11 @@ are interpolated; a classifier of other classes is new.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from calince_jax import config as config_lib
 from calince_jax.inference import exported
 from calince_jax.inference.from_run import open_run
 from calince_jax.inference.model import VideoTextModel
@@ -28,6 +30,21 @@ def open_model(folder: str) -> VideoTextModel:
   if (Path(folder) / exported.WEIGHTS).is_file():
     return exported.load(folder)
   return open_run(folder)[0]
+
+
+def read_settings(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """`config.model` of an export or a run, and the shape of its clips.
+
+  Uses no device: the processes of a run may not have met yet.
+
+  Raises:
+    UserError: it is neither, or damaged.
+  """
+  if (Path(folder) / exported.WEIGHTS).is_file():
+    model = exported.read_document(Path(folder) / exported.CONFIG)["model"]
+    return model, model
+  config = config_lib.read_run(folder)
+  return config["model"], config["data"]
 
 
 def read(
