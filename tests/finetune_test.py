@@ -11,6 +11,7 @@ from calince_jax import evaluate, export, finetune, train
 from calince_jax.errors import UserError
 from calince_jax.inference import exported
 from calince_jax.runtime import checkpoint
+from calince_jax.training import setup
 from configs import finetune_recognition, finetune_retrieval
 
 STEPS = 12
@@ -134,6 +135,13 @@ def test_retrieval_keeps_the_shape_of_the_model(
   assert (made.data.num_frames, made.data.image_size) == (4, 32)
   assert made.data.text_length == 12 and made.model.video.size == "mu"
   assert made.model.classes == () and made.init.model == str(trained_run)
+
+
+def test_classes_that_no_clip_has_are_refused(tiny_dataset):
+  config = config_of(finetune_recognition.get_config(), tiny_dataset)
+  config.model.classes = ("up", "down")
+  with pytest.raises(UserError, match="are no labels of .*'left', 'right'"):
+    setup.open_data(config.to_dict())
 
 
 def test_another_model_cannot_be_asked_for():

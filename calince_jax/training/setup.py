@@ -244,6 +244,13 @@ def open_data(config: dict[str, Any]) -> dict[str, Any]:
   noise = ("mismatch", "mismatch_seed", "mismatch_kind")
   share, seed, kind = (config["data"][name] for name in noise)
   infos = [reader.read_info(folder) for folder in folders]
+  classes = config["model"]["classes"]
+  labels = {label for info in infos for label in info.labels}
+  if config["objective"]["classification_weight"] and not labels & {*classes}:
+    raise UserError(
+      f"config.model.classes={list(classes)[:5]} are no labels of"
+      f" {', '.join(folders)}, which are {sorted(labels)[:5]}"
+    )
   path = config_lib.common_tokenizer(folders)
   readers = [
     mismatched(
